@@ -1,0 +1,48 @@
+# Everything runs in a virtual environment of its own; each target does the set-up it needs.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test test-tensorflow test-jax test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   set up, then stream -> teacher -> students -> report, on synthetic data (minutes)"
+	@echo "make test   set up, then lint, types and all tests on TensorFlow and JAX"
+	@echo "make lint | format | test-tensorflow | test-jax | test-slow | clean"
+
+$(BIN)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "keras_exfm needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
+	@echo "Setting up $(VENV) (TensorFlow and JAX: about 2 GB, a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tuner]'
+	@touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/keras-exfm demo
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(BIN)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-tensorflow: $(BIN)/.installed
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow"
+
+test-jax: $(BIN)/.installed
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow"
+
+test: lint test-tensorflow test-jax
+
+test-slow: $(BIN)/.installed
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

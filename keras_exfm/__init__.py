@@ -1,0 +1,77 @@
+"""Wukong ranking models and ExFM external distillation for streams, in Keras 3.
+
+Attributes load on first use, so that `import keras_exfm` costs nothing and the Keras backend
+can still be chosen after it. Keras itself finds our classes in `.keras` files without custom
+code: they register as soon as both `keras` and `keras_exfm` have been imported, in any order.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+__version__ = "0.1.0"
+
+_SUBPACKAGES = (
+    "das",
+    "datasets",
+    "distillation",
+    "features",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "pipeline",
+    "report",
+    "streaming",
+)
+_NAMES = {
+    "Categorical": "features",
+    "MultiHot": "features",
+    "Numeric": "features",
+    "Schema": "features",
+    "ExternalDistillation": "distillation",
+}
+# Packages whose classes can stand in a `.keras` file.
+_SERIALIZABLE = ("layers", "losses", "metrics", "models", "optimizers", "distillation")
+
+__all__ = ["__version__", *_NAMES, *_SUBPACKAGES]
+
+if TYPE_CHECKING:
+    from keras_exfm import (
+        das,
+        datasets,
+        distillation,
+        features,
+        layers,
+        losses,
+        metrics,
+        models,
+        optimizers,
+        pipeline,
+        report,
+        streaming,
+    )
+    from keras_exfm.distillation import ExternalDistillation
+    from keras_exfm.features import Categorical, MultiHot, Numeric, Schema
+
+
+def _register(_keras: object = None) -> None:
+    for name in _SERIALIZABLE:
+        importlib.import_module(f"{__name__}.{name}")
+
+
+wrapt.register_post_import_hook(_register, "keras")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

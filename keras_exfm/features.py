@@ -1,0 +1,457 @@
+"""Feature descriptions: what a model reads, how an id becomes a table row.
+
+A `Schema` is the one place that knows the columns of a stream. Layers build their tables from
+it, the reader checks batches against it, and it travels inside every `.keras` file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+PADDING = -1
+"""The id that means "nothing here": a missing categorical value, or the tail of a multi-hot list.
+
+Its embedding is the zero vector and it receives no gradient.
+"""
+
+RESERVED_COLUMNS = (
+    "example_id",
+    "timestamp",
+    "hour",
+    "vertical",
+    "group",
+    "label",
+    "weight",
+    "true_probability",
+    "teacher_logit",
+    "teacher_snapshot",
+    "teacher_age_s",
+)
+"""Columns of the stream tables that are not features; no feature may take these names."""
+
+
+class SchemaError(ValueError):
+    """A feature description, or data that does not fit it."""
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise SchemaError(f"A feature name should be a Python identifier. Received: name={name!r}")
+    if name in RESERVED_COLUMNS:
+        raise SchemaError(
+            f"The feature name {name!r} is reserved for the stream's own columns "
+            f"{RESERVED_COLUMNS}. Choose another name."
+        )
+
+
+def _check_positive(feature: str, **values: int) -> None:
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise SchemaError(
+                f"Feature {feature!r}: `{key}` should be an integer of at least 1. "
+                f"Received: {key}={value!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical:
+    """One id per example.
+
+    Args:
+        name: Column name.
+        vocabulary_size: Number of table rows. Ids are `0 .. vocabulary_size - 1` unless `hashed`.
+        embeddings: Number of embeddings that the feature contributes (Wukong section 3.2 gives
+            significant features several). Defaults to `1`.
+        hashed: If `True`, any int32 id is allowed and an integer hash maps it to a row; strings
+            and 64-bit ids are folded to int32 by the reader (`Schema.encode`).
+            Defaults to `False`.
+        table: Name of the table to read. Features that name one table share its rows. Defaults to
+            the feature's own name.
+
+    Example:
+
+    >>> Categorical("user_id", 1_000_000, embeddings=2).table_name
+    'user_id'
+    """
+
+    name: str
+    vocabulary_size: int
+    embeddings: int = 1
+    hashed: bool = False
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_positive(self.name, vocabulary_size=self.vocabulary_size, embeddings=self.embeddings)
+
+    @property
+    def table_name(self) -> str:
+        """Name of the table that the feature reads."""
+        return self.table or self.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return ()
+
+    dtype = "int32"
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiHot:
+    """A list of up to `length` ids per example, pooled to one vector.
+
+    Lists are padded at the end with `PADDING` (-1). An empty list pools to the zero vector.
+
+    Args:
+        name: Column name.
+        vocabulary_size: Number of table rows.
+        length: Maximum number of ids per example.
+        combiner: `"mean"` over the ids that are present, or `"sum"`. Defaults to `"mean"`.
+        embeddings: Number of embeddings that the feature contributes. Defaults to `1`.
+        hashed: As in `Categorical`. Defaults to `False`.
+        table: As in `Categorical`. Defaults to the feature's own name.
+
+    Example:
+
+    >>> MultiHot("history", 200_000, length=20, table="ad_id").shape
+    (20,)
+    """
+
+    name: str
+    vocabulary_size: int
+    length: int
+    combiner: Literal["mean", "sum"] = "mean"
+    embeddings: int = 1
+    hashed: bool = False
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_positive(
+            self.name,
+            vocabulary_size=self.vocabulary_size,
+            length=self.length,
+            embeddings=self.embeddings,
+        )
+        if self.combiner not in ("mean", "sum"):
+            raise SchemaError(
+                f"Feature {self.name!r}: `combiner` should be 'mean' or 'sum'. "
+                f"Received: combiner={self.combiner!r}"
+            )
+
+    @property
+    def table_name(self) -> str:
+        """Name of the table that the feature reads."""
+        return self.table or self.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return (self.length,)
+
+    dtype = "int32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Numeric:
+    """`size` real numbers per example, used as they are: scale them before.
+
+    Args:
+        name: Column name.
+        size: Count of numbers; `1` is a scalar column. Defaults to `1`.
+
+    Example:
+
+    >>> Numeric("age_hours").shape
+    ()
+    """
+
+    name: str
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_positive(self.name, size=self.size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return () if self.size == 1 else (self.size,)
+
+    dtype = "float32"
+
+
+Feature = Categorical | MultiHot | Numeric
+_KINDS: dict[str, type[Categorical] | type[MultiHot] | type[Numeric]] = {
+    "categorical": Categorical,
+    "multi_hot": MultiHot,
+    "numeric": Numeric,
+}
+
+
+class Schema:
+    """An ordered set of features.
+
+    Args:
+        features: `Categorical`, `MultiHot` and `Numeric` descriptions with distinct names.
+            Features that share a table must agree on `vocabulary_size`, `embeddings` and `hashed`.
+
+    Raises:
+        SchemaError: For duplicate names or sharers of a table that disagree.
+
+    Example:
+
+    >>> schema = Schema([Categorical("user", 100), Numeric("age")])
+    >>> list(schema.names)
+    ['user', 'age']
+    >>> Schema.from_dict(schema.to_dict()) == schema
+    True
+    """
+
+    def __init__(self, features: list[Feature] | tuple[Feature, ...]) -> None:
+        for feature in features:
+            if not isinstance(feature, (Categorical, MultiHot, Numeric)):
+                raise SchemaError(
+                    "`features` should hold Categorical, MultiHot and Numeric. "
+                    f"Received: {feature!r}"
+                )
+        if not features:
+            raise SchemaError("`features` should hold at least one feature. Received none.")
+        names = [feature.name for feature in features]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise SchemaError(f"Feature names should be distinct. Received twice: {doubles}")
+        self.features: tuple[Feature, ...] = tuple(features)
+        self.tables()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Feature names in order."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def sparse(self) -> tuple[Categorical | MultiHot, ...]:
+        """The features that read an embedding table."""
+        return tuple(f for f in self.features if not isinstance(f, Numeric))
+
+    @property
+    def numeric(self) -> tuple[Numeric, ...]:
+        """The numeric features."""
+        return tuple(f for f in self.features if isinstance(f, Numeric))
+
+    def __iter__(self) -> Iterator[Feature]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, name: str) -> Feature:
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(f"No feature {name!r}; the schema has {list(self.names)}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schema) and self.features == other.features
+
+    def __hash__(self) -> int:
+        return hash(self.features)
+
+    def __repr__(self) -> str:
+        return f"Schema({list(self.features)!r})"
+
+    def tables(self) -> dict[str, Categorical | MultiHot]:
+        """Table name -> a feature that describes it (size, embeddings, hashed), in order."""
+        tables: dict[str, Categorical | MultiHot] = {}
+        for feature in self.sparse:
+            first = tables.setdefault(feature.table_name, feature)
+            for key in ("vocabulary_size", "embeddings", "hashed"):
+                if getattr(first, key) != getattr(feature, key):
+                    raise SchemaError(
+                        f"Features {first.name!r} and {feature.name!r} share the table "
+                        f"{feature.table_name!r} but differ in `{key}`: "
+                        f"{getattr(first, key)!r} and {getattr(feature, key)!r}"
+                    )
+        return tables
+
+    def select(self, names: list[str] | tuple[str, ...]) -> Schema:
+        """The sub-schema with these features, in this schema's order."""
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise SchemaError(f"Unknown features {unknown}. The schema has {list(self.names)}.")
+        return Schema([feature for feature in self.features if feature.name in set(names)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serializable description."""
+        kinds = {cls: kind for kind, cls in _KINDS.items()}
+        return {
+            "features": [
+                {"kind": kinds[type(feature)], **dataclasses.asdict(feature)}
+                for feature in self.features
+            ]
+        }
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Schema:
+        """The inverse of `to_dict`."""
+        features: list[Feature] = []
+        for item in config["features"]:
+            item = dict(item)
+            kind = item.pop("kind", None)
+            if kind not in _KINDS:
+                raise SchemaError(
+                    f"A feature's `kind` should be one of {list(_KINDS)}. Received: {kind!r}"
+                )
+            try:
+                features.append(_KINDS[kind](**item))
+            except TypeError as error:
+                raise SchemaError(f"Cannot read the feature {item!r}: {error}") from error
+        return cls(features)
+
+    def inputs(self) -> dict[str, keras.KerasTensor]:
+        """Symbolic Keras inputs by feature name, for a functional model.
+
+        Shapes: `(batch,)` int32 for `Categorical`, `(batch, length)` int32 for `MultiHot`,
+        `(batch,)` or `(batch, size)` float32 for `Numeric`.
+        """
+        import keras
+
+        return {
+            feature.name: keras.Input(shape=feature.shape, dtype=feature.dtype, name=feature.name)
+            for feature in self.features
+        }
+
+    def encode(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Checks raw columns and turns them into what the model's inputs take.
+
+        Ids become int32; strings and 64-bit ids of `hashed` features are folded to 32 bits
+        (`fold_ids`). Extra columns are dropped.
+
+        Args:
+            batch: Feature name -> array-like with one row per example.
+
+        Returns:
+            Feature name -> array of the input's dtype and shape.
+
+        Raises:
+            SchemaError: For a missing column, a wrong dtype or shape, or an id out of range. It
+                names the column, the first bad row and its value.
+
+        Example:
+
+        >>> schema = Schema([Categorical("user", 100), Numeric("age")])
+        >>> schema.encode({"user": [3, 99], "age": [0.5, 1.0]})["user"].dtype
+        dtype('int32')
+        """
+        missing = [name for name in self.names if name not in batch]
+        if missing:
+            raise SchemaError(f"Missing columns {missing}. Received columns: {sorted(batch)}")
+        encoded = {f.name: _encode_column(f, np.asarray(batch[f.name])) for f in self.features}
+        sizes = {name: len(column) for name, column in encoded.items()}
+        if len(set(sizes.values())) > 1:
+            raise SchemaError(f"Columns should have the same number of rows. Received: {sizes}")
+        return encoded
+
+
+def fold_ids(ids: np.ndarray) -> np.ndarray:
+    """Folds 64-bit integers or strings to int32 for a `hashed` feature.
+
+    Integers that fit in int32 stay as they are (so a model fed with int32 directly sees the same
+    ids); larger ones become `murmur3_fmix64(id)`'s low 31 bits; strings take the first eight bytes
+    of BLAKE2b and the same path.
+
+    Args:
+        ids: Array of integers or strings.
+
+    Returns:
+        int32 array of the same shape.
+
+    Example:
+
+    >>> fold_ids(np.array([7, 2**40])).tolist()
+    [7, 1391604470]
+    """
+    if ids.dtype.kind in "UOS":
+        import hashlib
+
+        unique, inverse = np.unique(ids.astype(str), return_inverse=True)
+        digests = [
+            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+            for text in unique.tolist()
+        ]
+        wide = np.array(digests, np.uint64)[inverse].reshape(ids.shape)
+        return (_fmix64(wide) & np.uint64(0x7FFFFFFF)).astype(np.int32)
+    info = np.iinfo(np.int32)
+    folded = (_fmix64(ids.astype(np.uint64)) & np.uint64(0x7FFFFFFF)).astype(np.int32)
+    narrow = (ids >= info.min) & (ids <= info.max)
+    return np.where(narrow, ids.astype(np.int64).astype(np.int32), folded)
+
+
+def _fmix64(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = x ^ (x >> np.uint64(33))
+        x = x * np.uint64(0xFF51AFD7ED558CCD)
+        x = x ^ (x >> np.uint64(33))
+        x = x * np.uint64(0xC4CEB9FE1A85EC53)
+        return x ^ (x >> np.uint64(33))
+
+
+def _first_bad(feature: Feature, column: np.ndarray, bad: np.ndarray, expected: str) -> SchemaError:
+    position = np.argwhere(bad)[0]
+    return SchemaError(
+        f"Column {feature.name!r}: expected {expected}. "
+        f"Received {column[tuple(position)]!r} in row {int(position[0])} "
+        f"({int(bad.sum())} bad values in {len(column)} rows)."
+    )
+
+
+def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
+    shape = (len(column) if column.ndim else -1, *feature.shape)
+    if isinstance(feature, Numeric) and feature.size == 1 and column.ndim == 2:
+        column = column.squeeze(-1) if column.shape[1] == 1 else column
+    if column.shape != shape:
+        raise SchemaError(
+            f"Column {feature.name!r}: expected shape (rows, *{feature.shape}). "
+            f"Received: {column.shape}"
+        )
+    if isinstance(feature, Numeric):
+        if column.dtype.kind not in "fiub":
+            raise SchemaError(
+                f"Column {feature.name!r}: expected numbers. Received dtype {column.dtype}"
+            )
+        column = column.astype(np.float32)
+        bad = ~np.isfinite(column)
+        if bad.any():
+            raise _first_bad(feature, column, bad, "finite numbers")
+        return column
+    if feature.hashed:
+        if column.dtype.kind not in "iuUOS":
+            raise SchemaError(
+                f"Column {feature.name!r}: expected integer or string ids. "
+                f"Received dtype {column.dtype}"
+            )
+        return fold_ids(column)
+    if column.dtype.kind not in "iu":
+        raise SchemaError(
+            f"Column {feature.name!r}: expected integer ids. Received dtype {column.dtype}"
+        )
+    bad = (column < PADDING) | (column >= feature.vocabulary_size)
+    if bad.any():
+        raise _first_bad(
+            feature,
+            column,
+            bad,
+            f"ids in 0..{feature.vocabulary_size - 1}, or {PADDING} for a missing value",
+        )
+    return column.astype(np.int32)

@@ -1,0 +1,102 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_exfm as kx
+from keras_exfm.features import SchemaError, fold_ids
+
+
+def schema():
+    return kx.Schema(
+        [
+            kx.Categorical("user", 10, embeddings=2),
+            kx.Categorical("ad", 8, hashed=True, table="ads"),
+            kx.MultiHot("history", 8, length=3, hashed=True, table="ads"),
+            kx.Numeric("age"),
+            kx.Numeric("vector", 2),
+        ]
+    )
+
+
+def batch(**changes):
+    data = {
+        "user": np.array([0, 9]),
+        "ad": np.array([2**40, -5]),
+        "history": np.array([[1, 2, -1], [-1, -1, -1]]),
+        "age": np.array([0.5, 1.0]),
+        "vector": np.ones((2, 2)),
+    }
+    return {**data, **changes}
+
+
+def test_dict_round_trip():
+    config = json.loads(json.dumps(schema().to_dict()))
+    assert kx.Schema.from_dict(config) == schema()
+    assert list(schema().tables()) == ["user", "ads"]
+
+
+def test_inputs_match_encoded_batches():
+    encoded = schema().encode(batch())
+    for name, tensor in schema().inputs().items():
+        assert tensor.dtype == encoded[name].dtype
+        assert tensor.shape[1:] == encoded[name].shape[1:]
+    assert keras.backend.standardize_dtype(encoded["ad"].dtype) == "int32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user": np.array([0, 10])}, r"'user'.*0\.\.9.*10.*row 1"),
+        ({"user": np.array([-2, 1])}, r"'user'.*-2.*row 0"),
+        ({"user": np.array([0.5, 1.0])}, "'user'.*integer ids.*float64"),
+        ({"ad": np.array([1.0, 2.0])}, "'ad'.*integer or string"),
+        ({"age": np.array([np.nan, 1.0])}, "'age'.*finite.*nan.*row 0"),
+        ({"age": np.array(["a", "b"])}, "'age'.*numbers"),
+        ({"history": np.ones((2, 4), int)}, r"'history'.*\(2, 4\)"),
+        ({"user": np.array([1, 2, 3])}, "same number of rows"),
+    ],
+)
+def test_bad_batch_is_refused(changes, message):
+    with pytest.raises(SchemaError, match=message):
+        schema().encode(batch(**changes))
+
+
+def test_missing_column_is_named():
+    data = batch()
+    del data["age"]
+    with pytest.raises(SchemaError, match=r"Missing columns \['age'\]"):
+        schema().encode(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kx.Categorical("a b", 3), "identifier"),
+        (lambda: kx.Categorical("label", 3), "reserved"),
+        (lambda: kx.Categorical("a", 0), "vocabulary_size=0"),
+        (lambda: kx.MultiHot("a", 3, length=2, combiner="max"), "combiner='max'"),
+        (lambda: kx.Schema([]), "at least one"),
+        (lambda: kx.Schema([kx.Numeric("a"), kx.Numeric("a")]), "twice"),
+        (
+            lambda: kx.Schema([kx.Categorical("a", 3), kx.Categorical("b", 4, table="a")]),
+            "differ in `vocabulary_size`",
+        ),
+        (lambda: kx.Schema.from_dict({"features": [{"kind": "x"}]}), "kind"),
+    ],
+)
+def test_bad_description_is_refused(make, message):
+    with pytest.raises(SchemaError, match=message):
+        make()
+
+
+def test_fold_keeps_small_ids_and_spreads_large_ones():
+    ids = np.arange(1000) << 32
+    assert len(np.unique(fold_ids(ids))) == 1000
+    assert fold_ids(np.array([-1, 5])).tolist() == [-1, 5]
+    words = np.array(["a", "b", "a"])
+    folded = fold_ids(words)
+    assert folded[0] == folded[2] != folded[1]
+    # The values are part of the format: a model must find its rows again.
+    assert folded.tolist() == fold_ids(np.array(["a", "b", "a"], object)).tolist()
