@@ -1,5 +1,7 @@
 # Everything runs in a virtual environment of its own; each target does the set-up it needs.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first interpreter that runs and is new enough (a shim on PATH may not run).
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -13,8 +15,7 @@ help:
 	@echo "make lint | format | test-tensorflow | test-jax | test-slow | clean"
 
 $(BIN)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "keras_exfm needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "keras_exfm needs Python 3.11 or newer; set PYTHON=/path/to/python"; exit 1; }
 	@echo "Setting up $(VENV) (TensorFlow and JAX: about 2 GB, a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tuner]'
