@@ -1,0 +1,60 @@
+import pytest
+
+from keras_exfm.pipeline import config
+
+
+def tree(**changes):
+    base = {
+        "name": "t",
+        "data": {"source": "synthetic"},
+        "teacher": {"model": "Wukong"},
+        "student": {"model": "DLRM"},
+        "students": [{"name": "none"}, {"name": "v", "shared_head_weight": 1.0}],
+        "evaluation": {"verticals": ["feed"]},
+    }
+    return {**base, **changes}
+
+
+def test_presets_are_valid():
+    assert {"demo", "globo"} <= set(config.presets())
+    for name in config.presets():
+        assert config.load(name).name == name
+
+
+def test_overrides_reach_nested_keys():
+    loaded = config.load("demo", {"evaluation.batch_size": 7, "student.options.dim": 3})
+    assert loaded.evaluation.batch_size == 7
+    assert loaded.student.options["dim"] == 3
+
+
+def test_baseline_is_the_first_student_without_teacher():
+    assert config.parse(tree()).baseline == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"studnts": []}, "studnts"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "distinct"),
+        ({"name": "../x"}, "name"),
+        ({"data": {"source": "kafka"}}, "data"),
+        ({"students": [{"name": "a", "shared_head_weight": 1.0}]}, "no teacher"),
+        ({"students": [{"name": "a"}, {"name": "a"}]}, "distinct names"),
+        ({"students": [{"name": "teacher"}]}, "'teacher'"),
+        ({"evaluation": {"verticals": []}}, "verticals"),
+        ({"evaluation": {"verticals": ["feed"], "batch_size": 0}}, "batch_size.*Received: 0"),
+        ({"teacher": {"model": "Wukong", "learning_rate": -1}}, "learning_rate"),
+    ],
+)
+def test_faults_are_named(changes, message):
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(tree(**changes))
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(config.ConfigError, match="No configuration file 'nope'.*demo"):
+        config.load("nope")
+    (tmp_path / "bad.toml").write_text("a = ")
+    with pytest.raises(config.ConfigError, match="not valid TOML"):
+        config.load(tmp_path / "bad.toml")
