@@ -1,0 +1,70 @@
+"""What the models of the zoo share: names, the head, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_exfm.features import Schema
+
+REPRESENTATION = "representation"
+LOGIT = "serving"
+EMBEDDING = "feature-embedding"
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, all the way down, as JSON will have them."""
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def as_schema(schema: Schema | Mapping[str, Any]) -> Schema:
+    """A schema that can be a model's: its feature names become input names, unique in the graph.
+
+    The other layers have a hyphen in their names, which no feature's name (an identifier) has.
+    """
+    if isinstance(schema, Mapping):
+        schema = Schema.from_dict(schema)
+    if not isinstance(schema, Schema):
+        raise ValueError(f"`schema` should be a Schema. Received: schema={schema!r}")
+    taken = [name for name in schema.names if name in (REPRESENTATION, LOGIT)]
+    if taken:
+        raise ValueError(
+            f"{REPRESENTATION!r} and {LOGIT!r} are layers of the model, so no feature may take "
+            f"these names. Received features: {taken}. Rename the column."
+        )
+    return schema
+
+
+def serving_head(x: Any, units: tuple[int, ...], name: str, dtype: Any) -> Any:
+    """Dense ReLU layers, the last of them named "representation", then the float32 logit."""
+    for i, count in enumerate(units[:-1]):
+        x = keras.layers.Dense(count, activation="relu", dtype=dtype, name=f"{name}-{i}")(x)
+    x = keras.layers.Dense(units[-1], activation="relu", dtype=dtype, name=REPRESENTATION)(x)
+    return keras.layers.Dense(1, dtype="float32", name=LOGIT)(x)
+
+
+class RankingModel(keras.Model):
+    """A functional model that is saved by its own arguments, not by its graph of layers."""
+
+    def __init__(self, inputs: Any, outputs: Any, dtype: Any = None, **kwargs: Any) -> None:
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        if dtype is not None:
+            self.dtype_policy = keras.dtype_policies.get(dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that every model has."""
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> RankingModel:
+        """Builds the model from its arguments."""
+        config = dict(config)
+        if isinstance(config.get("dtype"), dict):
+            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)

@@ -1,0 +1,142 @@
+"""DLRM: pairwise dot products of embeddings, then an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_exfm.features import Schema
+from keras_exfm.layers import DotInteraction, FeatureEmbedding, _checks
+from keras_exfm.models._ranking_model import (
+    EMBEDDING,
+    RankingModel,
+    as_schema,
+    plain,
+    serving_head,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_exfm")
+class DLRM(RankingModel):
+    """A small, fast ranking model: all pairwise dots of the embeddings, and an MLP.
+
+    Structure, with `X` of shape `(n, dim)` from `FeatureEmbedding` (numeric embeddings included):
+
+        z     = concat(flatten(X), [x_i · x_j for i < j])
+        h     = ReLU layers of z                                "representation"
+        logit = w · h + b                                       "serving"
+
+    The published DLRM puts only the numeric embedding (the bottom MLP's output) beside the dots,
+    since it is trained with wide embeddings in mind: `concat_embeddings=False`. With embeddings of
+    4 to 16 numbers, as students have them, the first-order terms are cheap and a small MLP cannot
+    win them back from the dots, so all of them are the default.
+
+    Args:
+        schema: A `keras_exfm.Schema`, or what its `to_dict` gives. No feature may be called
+            "representation" or "serving".
+        dim: Size of every embedding. Defaults to `8`.
+        top_units: Widths of the ReLU layers, at least one. Defaults to `(64, 32)`.
+        concat_embeddings: Whether every embedding stands beside the dots, or only the numeric
+            ones. Defaults to `True`.
+        numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
+        numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
+        embeddings_initializer: See `FeatureEmbedding`. Defaults to `"uniform"`.
+        optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `None`.
+        dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
+            the global policy.
+        **kwargs: `name` and `trainable` of `keras.Model`.
+
+    Call arguments:
+        inputs: Dict of feature name to tensor, as `Schema.inputs` and `Schema.encode` give. The
+            output is a logit `(batch, 1)`.
+
+    Raises:
+        ValueError: For a schema that gives fewer than two embeddings: there are no pairs.
+
+    Example:
+
+    >>> from keras_exfm import Categorical, Numeric, Schema
+    >>> schema = Schema([Categorical("user", 100), Categorical("ad", 50), Numeric("age")])
+    >>> model = DLRM(schema, dim=4, top_units=(16, 8))
+    >>> batch = schema.encode({"user": [3, 99], "ad": [7, -1], "age": [0.5, 1.0]})
+    >>> tuple(model(batch).shape)
+    (2, 1)
+
+    References:
+        - [Naumov et al., 2019, Deep Learning Recommendation Model for Personalization and
+          Recommendation Systems](https://arxiv.org/abs/1906.00091), section 2.
+    """
+
+    def __init__(
+        self,
+        schema: Schema | Mapping[str, Any],
+        dim: int = 8,
+        top_units: tuple[int, ...] | list[int] = (64, 32),
+        concat_embeddings: bool = True,
+        numeric_units: tuple[int, ...] | list[int] = (64,),
+        numeric_embeddings: int = 1,
+        embeddings_initializer: Any = "uniform",
+        optimizer: Any = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        schema = as_schema(schema)
+        top_units = _checks.unit_counts("top_units", top_units, minimum_length=1)
+        embedding = FeatureEmbedding(
+            schema,
+            dim,
+            numeric_units=numeric_units,
+            numeric_embeddings=numeric_embeddings,
+            embeddings_initializer=embeddings_initializer,
+            optimizer=optimizer,
+            dtype=dtype,
+            name=EMBEDDING,
+        )
+        if embedding.num_embeddings < 2:
+            raise ValueError(
+                "DLRM needs a schema with at least two embeddings, for there to be a pair. "
+                f"Received: schema={schema!r}, which gives {embedding.num_embeddings}"
+            )
+        inputs = schema.inputs()
+        x = embedding(inputs)
+        z = DotInteraction(dtype=dtype, name="dot-interaction")(x)
+        beside = x
+        if not concat_embeddings:
+            first_numeric = sum(feature.embeddings for feature in schema.sparse)
+            beside = (
+                keras.layers.Cropping1D((first_numeric, 0), dtype=dtype, name="numeric-embeddings")(
+                    x
+                )
+                if schema.numeric
+                else None
+            )
+        if beside is not None:
+            flat = keras.layers.Flatten(dtype=dtype, name="flat-embeddings")(beside)
+            z = keras.layers.Concatenate(dtype=dtype, name="top-inputs")([flat, z])
+        outputs = serving_head(z, top_units, "top", dtype)
+        super().__init__(inputs, outputs, dtype=dtype, **kwargs)
+
+        self.schema = schema
+        self.dim = dim
+        self.top_units = top_units
+        self.concat_embeddings = concat_embeddings
+        self.numeric_units = numeric_units
+        self.numeric_embeddings = numeric_embeddings
+        self.embeddings_initializer = embedding.embeddings_initializer
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the model."""
+        return {
+            **super().get_config(),
+            "schema": self.schema.to_dict(),
+            "dim": self.dim,
+            "top_units": plain(self.top_units),
+            "concat_embeddings": self.concat_embeddings,
+            "numeric_units": plain(self.numeric_units),
+            "numeric_embeddings": self.numeric_embeddings,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
+            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
+        }
