@@ -1,0 +1,192 @@
+"""`tf.data` over a labelled stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from keras_exfm.features import PADDING, Numeric, Schema
+from keras_exfm.streaming.columns import StreamError
+from keras_exfm.streaming.stream import Stream, as_stream
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Batch = dict[str, np.ndarray]
+
+
+def read(
+    path: str | os.PathLike[str] | Stream,
+    schema: Schema | None = None,
+    batch_size: int = 4096,
+    *,
+    hours: tuple[int | None, int | None] | None = None,
+    vertical: str | Sequence[str] | None = None,
+    version: int | None = None,
+    columns: Sequence[str] = (),
+    pad: Literal["hour", "end"] = "end",
+    drop_remainder: bool = False,
+    epochs: int = 1,
+    prefetch: int = 2,
+) -> tf.data.Dataset:
+    """A labelled stream as `tf.data` batches of one fixed size, in time order.
+
+    Batches are `(features, {"label", "teacher_logit", *columns}, weight)`. A tail is filled up with
+    rows of weight 0 (ids -1, numbers 0, label 0, teacher NaN), so that a compiled step sees one
+    shape. The table version is fixed when the dataset is made: hours that are committed later do
+    not show up in it.
+
+    Keras weights a loss by itself, but only those metrics that `compile` gets as
+    `weighted_metrics`. A plain Keras model, with one output, wants the label alone:
+    `dataset.map(lambda x, y, w: (x, y["label"], w))`.
+
+    Args:
+        path: The table, or an open `Stream`.
+        schema: Features to read; the table may have more, which then are not read from disk.
+            Defaults to the table's own.
+        batch_size: Rows per batch. Defaults to `4096`.
+        hours: First and last hour, both included; `None` leaves an end open. Defaults to all.
+        vertical: Keep the rows of this vertical, or of these. Defaults to all.
+        version: Table version to read. Defaults to the newest.
+        columns: Further columns, which join the labels' dict. Defaults to none.
+        pad: Whether each `"hour"` starts a new batch, or batches run on across hours to the
+            `"end"`. Defaults to `"end"`.
+        drop_remainder: Drop a tail (of each hour or of the stream, see `pad`) instead of padding
+            it. Defaults to `False`.
+        epochs: How often to go through the stream. Defaults to `1`.
+        prefetch: Batches that are read ahead. Defaults to `2`.
+
+    Raises:
+        StreamError: For a stream, hours, columns or features that do not exist. A corrupt file or
+            a bad value shows while iterating, as a `tf.errors` error with `StreamError`'s text,
+            which names file, rows, column and value.
+
+    Example:
+
+    >>> import keras_exfm as kx
+    >>> schema = kx.Schema([kx.Categorical("ad", 10)])
+    >>> rows = {"example_id": [1, 2], "timestamp": [0, 5], "vertical": ["feed", "feed"],
+    ...         "ad": [3, 4], "label": [0.0, 1.0]}
+    >>> kx.streaming.write_hour("labelled", 0, rows, schema)
+    True
+    >>> for x, y, weight in kx.streaming.read("labelled", batch_size=3):
+    ...     print(x["ad"].numpy().tolist(), y["label"].numpy().tolist(), weight.numpy().tolist())
+    [3, 4, -1] [0.0, 1.0, 0.0] [1.0, 1.0, 0.0]
+    """
+    import tensorflow as tf
+
+    stream = as_stream(path, version)
+    schema = schema or stream.schema
+    stream.check_columns(schema, columns)
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("epochs", epochs, 1),
+        ("prefetch", prefetch, 0),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise StreamError(
+                f"`{name}` should be an integer of at least {least}. Received: {name}={value!r}"
+            )
+    if pad not in ("hour", "end"):
+        raise StreamError(f"`pad` should be 'hour' or 'end'. Received: pad={pad!r}")
+    chosen = stream.select_hours(hours)
+
+    def generate() -> Iterator[tuple[Batch, Batch, np.ndarray]]:
+        for _ in range(epochs):
+            empty = True
+            for batch in _batches(stream, schema, chosen, columns, vertical, batch_size, pad):
+                empty = False
+                if len(batch["label"]) < batch_size:
+                    if drop_remainder:
+                        continue
+                    batch = pad_batch(batch, schema, batch_size)
+                yield split(batch, schema, columns)
+            if empty:
+                raise StreamError(
+                    f"{stream.path}: no row of vertical {vertical!r} in hours "
+                    f"{chosen[0]}..{chosen[-1]}"
+                )
+
+    features = {f.name: tf.TensorSpec((batch_size, *f.shape), f.dtype) for f in schema}
+    labels = {
+        name: tf.TensorSpec((batch_size,), _tf_type(stream, name))
+        for name in ("label", "teacher_logit", *columns)
+    }
+    dataset = tf.data.Dataset.from_generator(
+        generate,
+        output_signature=(features, labels, tf.TensorSpec((batch_size,), tf.float32)),
+    )
+    if vertical is None:
+        sizes = [stream.rows(hour) for hour in chosen]
+        sizes = sizes if pad == "hour" else [sum(sizes)]
+        count = sum(
+            size // batch_size if drop_remainder else -(-size // batch_size) for size in sizes
+        )
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(count * epochs))
+    return dataset.prefetch(prefetch)
+
+
+def pad_batch(batch: Batch, schema: Schema, size: int) -> Batch:
+    """Fills a batch up to `size` rows with rows that weigh nothing."""
+    rows = len(batch["label"])
+    if rows == size:
+        return batch
+    numbers = {f.name for f in schema if isinstance(f, Numeric)} | {"label", "weight"}
+    padded = {}
+    for name, column in batch.items():
+        fill: Any = (
+            np.nan if column.dtype.kind == "f" else "" if column.dtype == object else PADDING
+        )
+        if name in numbers:
+            fill = 0
+        tail = np.full((size - rows, *column.shape[1:]), fill, column.dtype)
+        padded[name] = np.concatenate([column, tail])
+    return padded
+
+
+def split(
+    batch: Batch, schema: Schema, columns: Sequence[str] = ()
+) -> tuple[Batch, Batch, np.ndarray]:
+    """A flat batch as `(features, labels, weight)`."""
+    features = {name: batch[name] for name in schema.names}
+    labels = {name: batch[name] for name in ("label", "teacher_logit", *columns)}
+    return features, labels, batch["weight"]
+
+
+def _batches(
+    stream: Stream,
+    schema: Schema,
+    hours: list[int],
+    columns: Sequence[str],
+    vertical: str | Sequence[str] | None,
+    size: int,
+    pad: str,
+) -> Iterator[Batch]:
+    rest: Batch | None = None
+    for hour in hours:
+        for chunk in stream.chunks(hour, schema, columns, vertical):
+            if rest is not None:
+                chunk = {name: np.concatenate([rest[name], chunk[name]]) for name in chunk}
+            rows = len(chunk["label"])
+            whole = rows - rows % size
+            for start in range(0, whole, size):
+                yield {name: column[start : start + size] for name, column in chunk.items()}
+            rest = {n: column[whole:] for n, column in chunk.items()} if whole < rows else None
+        if pad == "hour" and rest is not None:
+            yield rest
+            rest = None
+    if rest is not None:
+        yield rest
+
+
+def _tf_type(stream: Stream, name: str) -> tf.DType:
+    import tensorflow as tf
+
+    kind = stream.arrow_schema.field(name).type
+    if pa.types.is_string(kind):
+        return tf.string
+    return tf.as_dtype(kind.to_pandas_dtype())

@@ -1,0 +1,425 @@
+"""The labelled stream on disk: a Delta Lake table with one partition an hour."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from keras_exfm.features import Schema, SchemaError
+from keras_exfm.streaming.columns import Columns, StreamError, own_column, prepare_hour, raw_feature
+
+SCHEMA_KEY = "keras_exfm.schema"
+"""Table property that holds the features, `Schema.to_dict` as JSON."""
+
+_CHUNK_ROWS = 65_536
+
+
+class Stream:
+    """A labelled stream at one version of its table; what it shows never changes.
+
+    Args:
+        path: Folder or URL of the Delta table.
+        version: Table version to read. Defaults to the newest.
+        storage_options: Options of the object store, as `deltalake.DeltaTable` takes them.
+            Defaults to `None`.
+
+    Raises:
+        StreamError: If there is no such table, or it is none of ours.
+
+    Example:
+
+    >>> import keras_exfm as kx
+    >>> schema = kx.Schema([kx.Categorical("ad", 10)])
+    >>> rows = {"example_id": [1, 2], "timestamp": [0, 5], "vertical": ["feed", "feed"],
+    ...         "ad": [3, 4], "label": [0.0, 1.0]}
+    >>> kx.streaming.write_hour("labelled", 0, rows, schema)
+    True
+    >>> stream = kx.streaming.Stream("labelled")
+    >>> stream.hours, stream.schema == schema
+    ([0], True)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        version: int | None = None,
+        storage_options: dict[str, str] | None = None,
+    ) -> None:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        self.path = os.fspath(path)
+        try:
+            table = DeltaTable(self.path, version=version, storage_options=storage_options)
+        except (TableNotFoundError, DeltaError) as error:
+            at = "" if version is None else f" at version {version}"
+            raise StreamError(f"{self.path}: no labelled stream{at}: {error}") from error
+        properties = table.metadata().configuration
+        if SCHEMA_KEY not in properties:
+            raise StreamError(
+                f"{self.path}: this Delta table holds no labelled stream (it lacks the property "
+                f"{SCHEMA_KEY!r}). `keras_exfm.streaming.write_hour` makes one."
+            )
+        needed = table.protocol().reader_features
+        if needed:
+            raise StreamError(
+                f"{self.path}: the table needs the Delta reader features {sorted(needed)}, "
+                "which this reader lacks."
+            )
+        self.table = table
+        self.version: int = table.version()
+        self.schema = Schema.from_dict(json.loads(properties[SCHEMA_KEY]))
+        self.arrow_schema: pa.Schema = pa.schema(table.schema().to_arrow())
+        self._filesystem = _filesystem(table.table_uri, storage_options)
+        actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
+        self._files: dict[int, list[str]] = {}
+        self._rows: dict[int, int] = {}
+        for hour, file, rows in zip(
+            actions.get("partition.hour", []), actions["path"], actions["num_records"]
+        ):
+            self._files.setdefault(int(hour), []).append(file)
+            self._rows[int(hour)] = self._rows.get(int(hour), 0) + int(rows)
+
+    @property
+    def hours(self) -> list[int]:
+        """The committed hours in time order, from the log alone."""
+        return sorted(self._files)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the table's columns."""
+        return list(self.arrow_schema.names)
+
+    def rows(self, hour: int) -> int:
+        """Number of rows of an hour, from the log alone."""
+        self._check_hour(hour)
+        return self._rows[hour]
+
+    def select_hours(self, hours: tuple[int | None, int | None] | None) -> list[int]:
+        """The committed hours in `first..last`, both included; `None` leaves an end open."""
+        if hours is None:
+            first = last = None
+        else:
+            if len(hours) != 2:
+                raise StreamError(f"`hours` should be (first, last). Received: hours={hours!r}")
+            first, last = hours
+        chosen = [
+            h for h in self.hours if (first is None or h >= first) and (last is None or h <= last)
+        ]
+        if not chosen:
+            held = f"{self.hours[0]}..{self.hours[-1]}" if self._files else "none"
+            raise StreamError(f"{self.path}: no hour in {hours!r}. The stream has hours: {held}")
+        return chosen
+
+    def check_columns(self, schema: Schema, columns: Sequence[str] = ()) -> None:
+        """Refuses features and columns that the table lacks."""
+        missing = [name for name in (*schema.names, *columns) if name not in self.columns]
+        if missing:
+            raise StreamError(
+                f"{self.path}: the stream lacks the columns {missing}. It has {self.columns}"
+            )
+        doubled = sorted({*columns} & {*schema.names, "label", "teacher_logit", "weight"})
+        if doubled:
+            raise StreamError(f"`columns` names what a batch has anyway: {doubled}")
+
+    def chunks(
+        self,
+        hour: int,
+        schema: Schema,
+        columns: Sequence[str] = (),
+        vertical: str | Sequence[str] | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Encoded rows of one hour in time order, some ten thousand rows at a time.
+
+        Yields:
+            The features, `label`, `teacher_logit` (NaN for none), `weight` and `columns`.
+
+        Raises:
+            StreamError: For a file that cannot be read or rows that do not fit `schema`; names
+                the file, the rows, the column and the value.
+        """
+        self._check_hour(hour)
+        verticals = [vertical] if isinstance(vertical, str) else vertical
+        own = ["label", "teacher_logit", *(c for c in columns if c != "hour")]
+        own += ["weight"] if "weight" in self.columns else []
+        wanted = dict.fromkeys([*schema.names, *own, *(["vertical"] if verticals else [])])
+        for file, start, batch in self._batches(hour, list(wanted)):
+            rows = f"{file} (hour {hour}, rows {start}..{start + len(batch) - 1})"
+            if verticals:
+                chosen = pc.is_in(batch.column("vertical"), pa.array(verticals, pa.string()))
+                batch = batch.filter(chosen)
+                if not len(batch):
+                    continue
+            try:
+                chunk = schema.encode(
+                    {f.name: raw_feature(batch.column(f.name), f) for f in schema}
+                )
+            except SchemaError as error:
+                raise StreamError(f"{rows}: {error}") from error
+            for name in own:
+                chunk[name] = own_column(batch.column(name))
+            if not np.isin(chunk["label"], (0, 1)).all():
+                bad = chunk["label"][~np.isin(chunk["label"], (0, 1))][0]
+                raise StreamError(f"{rows}: Column 'label': expected 0 or 1. Received {bad!r}")
+            chunk.setdefault("weight", np.ones(len(batch), np.float32))
+            if "hour" in columns:
+                chunk["hour"] = np.full(len(batch), hour, np.int64)
+            yield chunk
+
+    def _check_hour(self, hour: int) -> None:
+        if hour not in self._files:
+            raise StreamError(f"{self.path}: no hour {hour}. The stream has {self.hours}")
+
+    def _batches(self, hour: int, columns: list[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        files = self._files[hour]
+        if len(files) == 1:
+            yield from self._file_batches(files[0], columns)
+            return
+        # Several files (another writer, or `optimize`): only all of them together have an order.
+        keys = ["timestamp", "example_id"]
+        both = list(dict.fromkeys([*columns, *keys]))
+        parts = [
+            pa.Table.from_batches([b for _, _, b in self._file_batches(file, both)])
+            for file in files
+        ]
+        whole = pa.concat_tables(parts).sort_by([(key, "ascending") for key in keys])
+        start = 0
+        name = f"{self.path}/{{{', '.join(sorted(files))}}}"
+        for batch in whole.select(columns).to_batches(max_chunksize=_CHUNK_ROWS):
+            yield name, start, batch
+            start += len(batch)
+
+    def _file_batches(
+        self, file: str, columns: list[str]
+    ) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        name = f"{self.path}/{file}"
+        start = 0
+        try:
+            with self._filesystem.open_input_file(file) as source:
+                parquet = pq.ParquetFile(source)
+                lacking = [c for c in columns if c not in parquet.schema_arrow.names]
+                if lacking:
+                    raise StreamError(f"{name}: the file lacks the columns {lacking}.")
+                for batch in parquet.iter_batches(_CHUNK_ROWS, columns=columns):
+                    if len(batch):
+                        yield name, start, batch
+                    start += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise StreamError(f"{name}: cannot read the Parquet file: {error}") from error
+
+
+def write_hour(
+    path: str | os.PathLike[str],
+    hour: int,
+    data: Columns,
+    schema: Schema,
+    *,
+    app_id: str = "keras_exfm",
+    source: str | None = None,
+    storage_options: dict[str, str] | None = None,
+) -> bool:
+    """Appends one hour to a labelled stream, all or nothing, exactly once.
+
+    The commit carries the Delta application transaction `(app_id, hour)`: a writer that was killed
+    after its commit may repeat it, and two writers that race leave one copy. Hours are written in
+    time order; an hour may be left out, but not filled in later. Rows are stored by
+    `(timestamp, example_id)`.
+
+    Args:
+        path: Folder or URL of the Delta table; the first hour makes it.
+        hour: `timestamp // 3_600_000` of every row.
+        data: Arrow table or record batch, or column name -> array-like: `example_id`,
+            `timestamp`, `vertical`, `label`, the features, and as far as known `group`, `weight`,
+            `true_probability`, `teacher_logit` (null or NaN for none), `teacher_snapshot`,
+            `teacher_age_s`. A multi-hot column holds lists, or a `(rows, length)` array that is
+            padded with -1.
+        schema: The features. It is stored with the table and should be the same for every hour.
+        app_id: Name of the writer. Defaults to `"keras_exfm"`.
+        source: What errors call the rows, such as the file they come from. Defaults to the path
+            and the hour.
+        storage_options: As in `Stream`. Defaults to `None`.
+
+    Returns:
+        `True` if the hour was committed, `False` if this writer had committed it before.
+
+    Raises:
+        StreamError: Before anything is written: a missing or unknown column, a wrong type, an id
+            out of range, a label that is not 0 or 1, a repeated `example_id`, a timestamp of
+            another hour, no rows, or columns that differ from the table's.
+    """
+    from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+    from deltalake.exceptions import CommitFailedError
+
+    path = os.fspath(path)
+    where = source or f"{path} (hour {hour})"
+    stream = None
+    if DeltaTable.is_deltatable(path, storage_options):
+        stream = Stream(path, storage_options=storage_options)
+        if _is_committed(stream, hour, app_id, where):
+            return False
+    try:
+        rows = prepare_hour(data, int(hour), schema)
+    except SchemaError as error:
+        raise StreamError(f"{where}: {error}") from error
+    if stream is None:
+        if "://" not in path:
+            os.makedirs(path, exist_ok=True)
+        # An empty table with its schema is a valid stream: a crash right here harms nothing.
+        DeltaTable.create(
+            path,
+            rows.schema,
+            mode="ignore",
+            partition_by=["hour"],
+            configuration={SCHEMA_KEY: json.dumps(schema.to_dict())},
+            storage_options=storage_options,
+            raise_if_key_not_exists=False,
+        )
+        stream = Stream(path, storage_options=storage_options)
+        if _is_committed(stream, hour, app_id, where):
+            return False
+    _check_same(stream, schema, rows.schema, where)
+    try:
+        write_deltalake(
+            stream.table,
+            rows.select(stream.columns),
+            mode="append",
+            commit_properties=CommitProperties(app_transactions=[Transaction(app_id, int(hour))]),
+        )
+    except CommitFailedError as error:
+        # Another writer was faster; its commit decides.
+        if _is_committed(Stream(path, storage_options=storage_options), hour, app_id, where):
+            return False
+        raise StreamError(f"{where}: the commit failed: {error}") from error
+    return True
+
+
+def hours(
+    path: str | os.PathLike[str],
+    version: int | None = None,
+    storage_options: dict[str, str] | None = None,
+) -> list[int]:
+    """The committed hours of a labelled stream in time order; `[]` if there is no table yet."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(os.fspath(path), storage_options):
+        return []
+    return Stream(path, version, storage_options).hours
+
+
+def read_hour(
+    path: str | os.PathLike[str] | Stream,
+    hour: int,
+    schema: Schema | None = None,
+    *,
+    columns: Sequence[str] = (),
+    vertical: str | Sequence[str] | None = None,
+    version: int | None = None,
+) -> dict[str, np.ndarray]:
+    """One hour of a labelled stream as NumPy arrays, in time order.
+
+    Args:
+        path: The table, or an open `Stream`.
+        hour: A committed hour.
+        schema: Features to read; the table may have more. Defaults to the table's own.
+        columns: Further columns, such as `"group"`. Defaults to none.
+        vertical: Keep the rows of this vertical, or of these. Defaults to all.
+        version: Table version to read. Defaults to the newest.
+
+    Returns:
+        The features as `Schema.encode` gives them, `label` float32, `teacher_logit` float32 (NaN
+        for none), `weight` float32 (1 if the table has no such column) and `columns`. No rows if
+        the vertical had none in that hour.
+    """
+    stream = as_stream(path, version)
+    schema = schema or stream.schema
+    stream.check_columns(schema, columns)
+    chunks = list(stream.chunks(hour, schema, columns, vertical))
+    if not chunks:
+        return empty_chunk(stream, schema, columns)
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def as_stream(path: str | os.PathLike[str] | Stream, version: int | None = None) -> Stream:
+    """The stream itself, or the one at `path`."""
+    if isinstance(path, Stream):
+        if version is not None and version != path.version:
+            raise StreamError(
+                f"{path.path}: the stream is open at version {path.version}. "
+                f"Received: version={version}"
+            )
+        return path
+    return Stream(path, version)
+
+
+def empty_chunk(
+    stream: Stream, schema: Schema, columns: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """What `read_hour` gives for no rows."""
+    chunk = {f.name: np.empty((0, *f.shape), f.dtype) for f in schema}
+    for name in ("label", "teacher_logit", "weight"):
+        chunk[name] = np.empty(0, np.float32)
+    for name in columns:
+        chunk[name] = own_column(pa.array([], stream.arrow_schema.field(name).type))
+    return chunk
+
+
+def _is_committed(stream: Stream, hour: int, app_id: str, where: str) -> bool:
+    latest = stream.table.transaction_version(app_id)
+    if hour in stream.hours:
+        if latest is not None and latest >= hour:
+            return True
+        raise StreamError(
+            f"{where}: the stream has hour {hour} already, from another writer than {app_id!r}."
+        )
+    if stream.hours and hour < stream.hours[-1]:
+        raise StreamError(
+            f"{where}: hours are written in time order. Received hour {hour} after "
+            f"{stream.hours[-1]}."
+        )
+    return False
+
+
+def _check_same(stream: Stream, schema: Schema, rows: pa.Schema, where: str) -> None:
+    if schema != stream.schema:
+        theirs = {f.name: f for f in stream.schema}
+        ours = {f.name: f for f in schema}
+        differ = [n for n in dict.fromkeys([*theirs, *ours]) if theirs.get(n) != ours.get(n)]
+        detail = ", ".join(f"{n!r}: {ours.get(n)} (table: {theirs.get(n)})" for n in differ)
+        raise StreamError(
+            f"{where}: mixed schema: the features differ from the table's: {detail or 'order'}"
+        )
+    table: Mapping[str, Any] = {f.name: f.type for f in stream.arrow_schema}
+    for name in dict.fromkeys([*table, *rows.names]):
+        ours_type = rows.field(name).type if name in rows.names else None
+        theirs_type = table.get(name)
+        if ours_type is None or theirs_type is None or not _same_type(ours_type, theirs_type):
+            raise StreamError(
+                f"{where}: mixed schema: column {name!r} is {ours_type or 'missing'}; in the "
+                f"table it is {theirs_type or 'missing'}."
+            )
+
+
+def _same_type(ours: pa.DataType, theirs: pa.DataType) -> bool:
+    # Delta names a list's values "element", Arrow "item".
+    if pa.types.is_list(ours) and pa.types.is_list(theirs):
+        return ours.value_type == theirs.value_type
+    return ours == theirs
+
+
+def _filesystem(uri: str, storage_options: dict[str, str] | None) -> pafs.FileSystem:
+    if "://" not in uri or uri.startswith("file://"):
+        local, root = (
+            pafs.FileSystem.from_uri(uri) if "://" in uri else (pafs.LocalFileSystem(), uri)
+        )
+        return pafs.SubTreeFileSystem(root, local)
+    from deltalake.fs import DeltaStorageHandler
+
+    return pafs.PyFileSystem(DeltaStorageHandler(uri, storage_options))
