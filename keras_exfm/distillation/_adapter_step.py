@@ -1,0 +1,59 @@
+"""Step 1 of ExFM's Algorithm 1: the student adapter's own update.
+
+The only code of the package that must know the backend: Keras gives a model one optimizer, and
+its `train_step` has another signature on JAX, where the state goes in and out by hand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from keras_exfm.distillation import _targets
+
+if TYPE_CHECKING:
+    from keras_exfm.distillation.external_distillation import ExternalDistillation
+
+
+def tensorflow_step(model: ExternalDistillation, data: Any) -> None:
+    """Updates the adapter's variables in place."""
+    import tensorflow as tf
+
+    variables = model.adapter_variables
+    targets = _targets.unpack(data)
+    # The variables are frozen for the main optimizer, hence watched by hand.
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        for variable in variables:
+            tape.watch(variable.value)
+        loss = model.adapter_optimizer.scale_loss(model.adapter_loss(targets))
+    gradients = tape.gradient(loss, [variable.value for variable in variables])
+    model.adapter_optimizer.apply(gradients, variables)
+
+
+def jax_step(model: ExternalDistillation, state: tuple[list, ...], data: Any) -> tuple[list, ...]:
+    """The training state with the adapter's variables and its optimizer's updated."""
+    import jax
+
+    trainable, non_trainable, *rest = state
+    optimizer = model.adapter_optimizer
+    position = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
+    own = [position[id(v)] for v in model.adapter_variables]
+    slots = [position[id(v)] for v in optimizer.variables]
+    slot_values = [non_trainable[i] for i in slots]
+    targets = _targets.unpack(data)
+
+    def loss(values: list) -> Any:
+        mapping = [
+            *zip(model.adapter_variables, values),
+            *zip(optimizer.variables, slot_values),
+        ]
+        with keras.StatelessScope(state_mapping=mapping):
+            return optimizer.scale_loss(model.adapter_loss(targets))
+
+    values = [non_trainable[i] for i in own]
+    values, slot_values = optimizer.stateless_apply(slot_values, jax.grad(loss)(values), values)
+    non_trainable = list(non_trainable)
+    for i, value in zip([*own, *slots], [*values, *slot_values]):
+        non_trainable[i] = value
+    return (trainable, non_trainable, *rest)
