@@ -237,6 +237,9 @@ class ExternalDistillation(keras.Model):
 
     def _freeze_adapter(self) -> None:
         if self.strict:
+            # Up and down: on TensorFlow an assignment of the value it has already is skipped, and
+            # a layer that was loaded frozen still has trainable variables.
+            self.student_adapter.trainable = True
             self.student_adapter.trainable = False
 
     def call(self, inputs: Any, training: bool = False) -> Any:
