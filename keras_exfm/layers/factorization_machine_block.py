@@ -180,9 +180,9 @@ class FactorizationMachineBlock(keras.layers.Layer):
         if self.form == "dot":
             return ops.matmul(x, transposed)
         if self.form == "static":
-            return ops.matmul(x, ops.einsum("bnd,nk->bdk", x, self.projection))
+            return ops.matmul(x, ops.matmul(transposed, self.projection))
         assert self.attention_mlp is not None
-        compressed = ops.einsum("bnd,nc->bcd", x, self.compression)
+        compressed = ops.matmul(ops.transpose(self.compression), x)
         flat = ops.reshape(compressed, (-1, self.attention_compression * x.shape[2]))
         y = ops.reshape(self.attention_mlp(flat), (-1, x.shape[1], self.rank))
         y = y + ops.convert_to_tensor(self.projection)

@@ -59,7 +59,8 @@ class LinearCompressionBlock(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Mixes the embeddings."""
-        return ops.einsum("bnd,nm->bmd", inputs, self.kernel)
+        # A broadcast matmul, since TensorFlow on CPU takes 2.5 times as long for the einsum.
+        return ops.matmul(ops.transpose(self.kernel), inputs)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """`(batch, n_out, dim)`."""

@@ -1,0 +1,328 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from keras_exfm.features import Categorical, MultiHot, Numeric, Schema, SchemaError
+from keras_exfm.layers import FeatureEmbedding
+from keras_exfm.layers._hashing import hash_to_rows, murmur3_mix32
+from tests.layers import reference
+from tests.testing import parameter_count, run_layer_test, to_numpy
+
+SCHEMA = Schema(
+    [
+        Categorical("user", 7, embeddings=2),
+        Numeric("age"),
+        Categorical("ad", 5, hashed=True),
+        MultiHot("history", 5, length=3, table="ad", hashed=True),
+        MultiHot("tags", 4, length=2, combiner="sum", embeddings=2),
+        Categorical("city", 3),
+        Numeric("vector", 3),
+    ]
+)
+# user 2, ad 1, history 1, tags 2, city 1, then the numeric ones
+SPARSE_EMBEDDINGS = 7
+ROWS = 7 * 2 + 5 + 4 * 2 + 3
+
+
+def batch(size=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "user": rng.integers(-1, 7, size).astype("int32"),
+        "age": rng.normal(size=size).astype("float32"),
+        "ad": rng.integers(-(2**31), 2**31, size).astype("int32"),
+        "history": np.where(
+            rng.random((size, 3)) < 0.4, -1, rng.integers(-(2**31), 2**31, (size, 3))
+        ).astype("int32"),
+        "tags": rng.integers(-1, 4, (size, 2)).astype("int32"),
+        "city": rng.integers(-1, 3, size).astype("int32"),
+        "vector": rng.normal(size=(size, 3)).astype("float32"),
+    }
+
+
+def restated(layer, inputs):
+    return reference.feature_embedding(
+        reference.weights(layer), inputs, layer.schema, layer.numeric_embeddings
+    )
+
+
+def table_of(layer):
+    return layer.weights[0]
+
+
+def ones_to_n(layer):
+    """Row r of the table becomes (r, 100 r): golden values can be read off."""
+    rows = np.arange(table_of(layer).shape[0], dtype="float32")
+    table_of(layer).assign(np.stack([rows, 100 * rows], axis=1))
+
+
+def test_layer(tmp_path):
+    numeric = (4 * 8 + 8) + (8 * 6 + 6) + (6 * 2 * 3 + 2 * 3)
+    run_layer_test(
+        lambda **kw: FeatureEmbedding(SCHEMA, 3, numeric_units=(8, 6), numeric_embeddings=2, **kw),
+        batch(),
+        output_shape=(4, SPARSE_EMBEDDINGS + 2, 3),
+        parameters=ROWS * 3 + numeric,
+        tmp_path=tmp_path,
+        reference=restated,
+    )
+
+
+def test_sparse_only(tmp_path):
+    schema = SCHEMA.select(["user", "tags"])
+    run_layer_test(
+        lambda **kw: FeatureEmbedding(schema, 3, **kw),
+        {name: batch()[name] for name in schema.names},
+        output_shape=(4, 4, 3),
+        parameters=(7 * 2 + 4 * 2) * 3,
+        tmp_path=tmp_path,
+        reference=restated,
+    )
+
+
+def test_numeric_only(tmp_path):
+    schema = SCHEMA.select(["age", "vector"])
+    layer = run_layer_test(
+        lambda **kw: FeatureEmbedding(schema, 3, numeric_units=(), numeric_embeddings=2, **kw),
+        {name: batch()[name] for name in schema.names},
+        output_shape=(4, 2, 3),
+        parameters=4 * 6 + 6,
+        tmp_path=tmp_path,
+        reference=restated,
+    )
+    assert layer.num_embeddings == 2
+
+
+def test_golden_rows():
+    schema = Schema(
+        [
+            Categorical("a", 10, embeddings=2),
+            MultiHot("m", 4, length=3, combiner="mean", embeddings=2),
+            MultiHot("s", 10, length=2, combiner="sum", table="a", embeddings=2),
+        ]
+    )
+    layer = FeatureEmbedding(schema, 2)
+    inputs = {
+        "a": np.array([3, -1], "int32"),
+        "m": np.array([[0, 3, -1], [-1, -1, -1]], "int32"),
+        "s": np.array([[9, 9], [-1, 1]], "int32"),
+    }
+    layer(inputs)
+    ones_to_n(layer)
+    # "a" starts at row 0, its second embedding at 10; "m" at 20 and 24; "s" shares "a".
+    first = [3, 13, (20 + 23) / 2, (24 + 27) / 2, 9 + 9, 19 + 19]
+    second = [0, 0, 0, 0, 1, 11]
+    out = to_numpy(layer(inputs))
+    np.testing.assert_array_equal(out[..., 0], [first, second])
+    np.testing.assert_array_equal(out[..., 1], 100 * np.array([first, second]))
+
+
+def test_numeric_rows_come_last_whatever_the_schema_order():
+    layer = FeatureEmbedding(Schema([Numeric("x"), Categorical("a", 3)]), 2, numeric_units=())
+    inputs = {"x": np.array([2.0], "float32"), "a": np.array([1], "int32")}
+    layer(inputs)
+    layer.weights[0].assign(np.full((3, 2), 5.0))
+    layer.weights[1].assign([[1.0, 10.0]])
+    layer.weights[2].assign([0.5, 0.0])
+    np.testing.assert_array_equal(to_numpy(layer(inputs)), [[[5, 5], [2.5, 20]]])
+
+
+@pytest.mark.parametrize("bad", [7, 8, 13, 14, 2**31 - 1, -2, -7, -(2**31)])
+def test_id_out_of_range_is_nan_and_only_in_its_own_rows(bad):
+    layer = FeatureEmbedding(SCHEMA, 3)
+    inputs = batch()
+    inputs["user"] = np.array([0, bad, 6, -1], "int32")
+    out = to_numpy(layer(inputs))
+    nan = np.isnan(out).any(-1)
+    expected = np.zeros_like(nan)
+    expected[1, :2] = True
+    np.testing.assert_array_equal(nan, expected)
+    assert np.isnan(out[1, :2]).all()
+    assert (out[3, :2] == 0).all()
+
+
+@pytest.mark.parametrize("combiner", ["mean", "sum"])
+def test_one_bad_id_in_a_list_makes_the_pooled_vector_nan(combiner):
+    layer = FeatureEmbedding(Schema([MultiHot("m", 4, length=3, combiner=combiner)]), 2)
+    out = to_numpy(layer({"m": np.array([[0, 4, -1], [0, 1, -1]], "int32")}))
+    assert np.isnan(out[0]).all()
+    assert np.isfinite(out[1]).all()
+
+
+def _gradient(layer, inputs):
+    """Gradient of the table for a fixed random cotangent, by the backend's own means."""
+    layer(inputs)
+    cotangent = np.random.default_rng(3).normal(size=layer(inputs).shape).astype("float32")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(inputs) * cotangent)
+        gradient = tape.gradient(loss, table_of(layer).value)
+        return np.asarray(tf.convert_to_tensor(gradient)), cotangent
+    import jax
+
+    trainable = [v.value for v in layer.trainable_variables]
+
+    def loss(values):
+        return (layer.stateless_call(values, [], inputs)[0] * cotangent).sum()
+
+    return np.asarray(jax.grad(loss)(trainable)[0]), cotangent
+
+
+def test_table_gradient_sums_duplicates_and_leaves_padding_alone():
+    schema = Schema([Categorical("a", 4), MultiHot("m", 4, length=3, table="a")])
+    layer = FeatureEmbedding(schema, 2)
+    inputs = {
+        "a": np.array([1, 1, -1], "int32"),
+        "m": np.array([[1, 2, -1], [-1, -1, -1], [0, 0, 0]], "int32"),
+    }
+    gradient, g = _gradient(layer, inputs)
+    expected = np.zeros((4, 2))
+    expected[1] = g[0, 0] + g[1, 0] + g[0, 1] / 2
+    expected[2] = g[0, 1] / 2
+    expected[0] = g[2, 1]
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+    assert (gradient[3] == 0).all()
+
+
+def test_padding_alone_gives_no_gradient():
+    layer = FeatureEmbedding(Schema([Categorical("a", 4)]), 2)
+    gradient, _ = _gradient(layer, {"a": np.full(3, -1, "int32")})
+    assert (gradient == 0).all()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.integers(-1, 4), min_size=3, max_size=3), st.sampled_from(["mean", "sum"]))
+def test_pooling_does_not_depend_on_order(ids, combiner):
+    layer = FeatureEmbedding(Schema([MultiHot("m", 5, length=3, combiner=combiner)]), 2)
+    lists = np.array([ids, ids[::-1], sorted(ids)], "int32")
+    layer({"m": lists})
+    ones_to_n(layer)
+    out = to_numpy(layer({"m": lists}))[:, 0, 0]
+    present = [i for i in ids if i >= 0]
+    divisor = len(present) if combiner == "mean" and present else 1
+    np.testing.assert_allclose(out, sum(present) / divisor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_small_batches(size):
+    layer = FeatureEmbedding(SCHEMA, 3)
+    assert tuple(layer(batch(size)).shape) == (size, SPARSE_EMBEDDINGS + 1, 3)
+
+
+def test_examples_do_not_see_each_other():
+    layer = FeatureEmbedding(SCHEMA, 3)
+    inputs = batch(5)
+    whole = to_numpy(layer(inputs))
+    one = to_numpy(layer({name: column[2:3] for name, column in inputs.items()}))
+    np.testing.assert_allclose(whole[2:3], one, rtol=1e-5)
+
+
+def test_other_columns_are_left_aside():
+    schema = SCHEMA.select(["user"])
+    layer = FeatureEmbedding(schema, 3)
+    assert tuple(layer(batch()).shape) == (4, 2, 3)
+
+
+class TestHash:
+    def test_published_values(self):
+        """fmix32 of MurmurHash3: 0 is a fixed point, 1 and 0xffffffff are widely printed."""
+        ids = np.array([0, 1, -1], "int32")
+        assert to_numpy(murmur3_mix32(ids)).tolist() == [0, 0x514E28B7, 0x81F16F39]
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20),
+        st.integers(1, 2**31 - 1),
+    )
+    def test_equals_python_integers(self, ids, size):
+        rows = to_numpy(hash_to_rows(np.array(ids, "int32"), np.array([size], "int32")))
+        assert rows.dtype == np.int32
+        assert rows.tolist() == [reference.hash_row(i, size) for i in ids]
+
+    def test_spreads_consecutive_ids(self):
+        rows = to_numpy(hash_to_rows(np.arange(100_000, dtype="int32"), np.array([1000], "int32")))
+        counts = np.bincount(rows, minlength=1000)
+        chi2 = ((counts - 100) ** 2 / 100).sum()
+        assert abs(chi2 - 999) < 5 * np.sqrt(2 * 999)
+
+
+class TestErrors:
+    def test_row_sparse_optimizer_is_refused(self):
+        with pytest.raises(ValueError, match="`optimizer` should be None.*'adagrad'"):
+            FeatureEmbedding(SCHEMA, 3, optimizer="adagrad")
+
+    def test_missing_feature(self):
+        inputs = batch()
+        del inputs["city"]
+        with pytest.raises(ValueError, match=r"misses the features \['city'\]"):
+            FeatureEmbedding(SCHEMA, 3)(inputs)
+
+    def test_no_dict(self):
+        with pytest.raises(ValueError, match="expects a dict"):
+            FeatureEmbedding(SCHEMA, 3)(batch()["tags"])
+
+    @pytest.mark.parametrize(
+        ("name", "column"),
+        [
+            ("user", np.zeros((4, 1), "int32")),
+            ("tags", np.zeros((4, 3), "int32")),
+            ("tags", np.zeros(4, "int32")),
+            ("vector", np.zeros((4, 2), "float32")),
+        ],
+    )
+    def test_wrong_shape(self, name, column):
+        with pytest.raises(ValueError, match=f"Feature '{name}' should have the shape"):
+            FeatureEmbedding(SCHEMA, 3)({**batch(), name: column})
+
+    def test_float_ids(self):
+        with pytest.raises(ValueError, match="'user': ids should be int32.*float32"):
+            FeatureEmbedding(SCHEMA, 3)({**batch(), "user": np.zeros(4, "float32")})
+
+    def test_too_many_rows(self):
+        schema = Schema([Categorical("a", 2**30), Categorical("b", 2**30)])
+        with pytest.raises(ValueError, match="2147483648 rows"):
+            FeatureEmbedding(schema, 3)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"dim": 0}, "`dim` should be an integer of at least 1. Received: dim=0"),
+            ({"dim": 2.5}, "dim=2.5"),
+            ({"numeric_units": 64}, "`numeric_units` should be a list"),
+            ({"numeric_units": (8, -1)}, r"numeric_units\[1\]=-1"),
+            ({"numeric_embeddings": 0}, "numeric_embeddings=0"),
+            ({"schema": ["user"]}, "`schema` should be a Schema"),
+        ],
+    )
+    def test_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            FeatureEmbedding(**{"schema": SCHEMA, "dim": 3, **arguments})
+
+    def test_schema_dict_is_checked(self):
+        with pytest.raises(SchemaError, match="kind"):
+            FeatureEmbedding({"features": [{"kind": "word", "name": "a"}]}, 3)
+
+    def test_misspelt_argument(self):
+        with pytest.raises((TypeError, ValueError), match="numeric_unit"):
+            FeatureEmbedding(SCHEMA, 3, numeric_unit=(3,))
+
+
+def test_config_holds_the_schema_as_plain_data():
+    config = json.loads(json.dumps(FeatureEmbedding(SCHEMA, 3).get_config()))
+    assert FeatureEmbedding.from_config(config).schema == SCHEMA
+
+
+def test_mixed_precision_keeps_table_and_pooling_in_float32():
+    schema = Schema([MultiHot("m", 2, length=2)])
+    layer = FeatureEmbedding(schema, 1, dtype="mixed_bfloat16")
+    inputs = {"m": np.array([[0, 1]], "int32")}
+    layer(inputs)
+    # In bfloat16 both rows would round to the same number and their difference would vanish.
+    table_of(layer).assign([[1.001], [-1.0]])
+    np.testing.assert_allclose(to_numpy(layer(inputs)).astype("float32").ravel(), 0.0005, rtol=1e-2)
+    assert parameter_count(layer) == 2
