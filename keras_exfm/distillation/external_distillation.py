@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -471,15 +472,16 @@ class ExternalDistillation(keras.Model):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
         """The model with the arguments of `get_config`."""
-        config = dict(config)
+        # Keras empties the config of a functional model while it reads it.
+        arguments = copy.deepcopy(dict(config))
         for key in ("student", "auxiliary_head", "student_adapter", "adapter_head"):
-            config[key] = keras.saving.deserialize_keras_object(
-                config[key], custom_objects=custom_objects
+            arguments[key] = keras.saving.deserialize_keras_object(
+                arguments[key], custom_objects=custom_objects
             )
-        student = config.pop("student")
+        student = arguments.pop("student")
         return cls(
             student.input,
             student.output["logit"],
             representation=student.output.get("representation"),
-            **config,
+            **arguments,
         )

@@ -74,9 +74,7 @@ def training_gradients(model, x, y, sample_weight=None):
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(
-                x, y, model(x, training=True), sample_weight, training=True
-            )
+            loss = model.compute_loss(x, y, model(x, training=True), sample_weight, training=True)
         gradients = tape.gradient(loss, [v.value for v in variables])
     return {
         v.path: np.zeros(v.shape) if g is None else to_numpy(g)

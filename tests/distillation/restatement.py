@@ -85,9 +85,7 @@ class Restatement:
             terms["shared_head_loss"] = self.shared * (taught * crossentropy(z, soft)).sum()
             delta = delta + self.shared * taught * (sigmoid(z) - soft)
         gradients = {}
-        gradients["serving"], into_rep = backward(
-            self.networks["serving"], serving_inputs, delta
-        )
+        gradients["serving"], into_rep = backward(self.networks["serving"], serving_inputs, delta)
         targets = {"auxiliary_head": teacher}
         if "adapter" in self.networks:
             adapted, inputs = self.adapt(teacher)
@@ -99,9 +97,9 @@ class Restatement:
         for name, (alpha, beta, w) in self.heads.items():
             target = np.minimum(alpha * sigmoid(targets[name]), 1.0)
             logit, inputs = forward(self.networks[name], rep)
-            terms[name.replace("_head", "_loss") if name == "auxiliary_head" else f"{name}_loss"] = (
-                w * (taught * crossentropy(logit, target)).sum()
-            )
+            terms[
+                name.replace("_head", "_loss") if name == "auxiliary_head" else f"{name}_loss"
+            ] = w * (taught * crossentropy(logit, target)).sum()
             gradients[name], back = backward(
                 self.networks[name], inputs, w * taught * (sigmoid(logit) - target)
             )

@@ -18,9 +18,7 @@ def functional(seed=3, units=6, **dense):
 
 def all_parts(**kwargs):
     parts = {
-        "auxiliary_head": AuxiliaryHead(
-            (5,), loss_weight=0.7, label_scale=1.6, gradient_scale=2.5
-        ),
+        "auxiliary_head": AuxiliaryHead((5,), loss_weight=0.7, label_scale=1.6, gradient_scale=2.5),
         "student_adapter": StudentAdapter((3,)),
     }
     return parts | kwargs

@@ -9,7 +9,7 @@ from tests.distillation.restatement import Restatement
 from tests.distillation.students import all_parts, batch, columns, distilled
 
 PARTS = {
-    "no_teacher": lambda: {},
+    "no_teacher": dict,
     "vanilla": lambda: {"shared_head_weight": 0.8},
     "auxiliary": lambda: {"auxiliary_head": AuxiliaryHead()},
     "auxiliary_knobs": lambda: {"auxiliary_head": AuxiliaryHead((5, 3), 10.0, 5.0, 20.0)},

@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ def test_layer(units, tmp_path):
         ),
         X,
         output_shape=(6, 1),
-        parameters=sum(a * b + b for a, b in zip(widths, widths[1:])),
+        parameters=sum(a * b + b for a, b in itertools.pairwise(widths)),
         reference=dense_stack,
         tmp_path=tmp_path,
     )

@@ -62,7 +62,7 @@ def test_missing_rows_stay_in_the_divisor():
 
 @pytest.mark.parametrize("z", [-80.0, -20.0, -1.0, 0.0, 1.0, 20.0, 80.0])
 def test_gradient_is_sigmoid_minus_target_at_every_size(z):
-    """Also at exactly 0, where max(z, 0) has no derivative, and far out, where clipping kills it."""
+    """Also at exactly 0, where max(z, 0) has no derivative, and far out, where clips kill it."""
     loss = TeacherCrossentropy()
     teacher = np.array([[0.8]], "float32")
     gradient = gradient_of(lambda v: loss(teacher, v), np.array([[z]], "float32"))
