@@ -1,0 +1,214 @@
+"""One embedding table that trains only the rows that a batch looked up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_exfm.layers import _checks
+from keras_exfm.layers._row_engine import make_engine
+from keras_exfm.optimizers import RowOptimizer, get
+from keras_exfm.optimizers.row_optimizer import number
+
+
+@keras.saving.register_keras_serializable(package="keras_exfm")
+class EmbeddingTable(keras.layers.Layer):
+    """An embedding table whose training cost does not grow with its number of rows.
+
+    `output[..., :] = table[ids[...]]`. Id -1 gives the zero vector and no gradient; any other id
+    outside `0 .. rows - 1` gives a row of NaN and no update.
+
+    With a row optimizer (`keras_exfm.optimizers`) the table trains in any Keras training step,
+    `model.fit` or a custom loop, under any `keras.optimizers.Optimizer` for the other weights: the
+    gradients of equal ids are summed, and only the distinct rows of the batch and their state are
+    read and written. `evaluate` and `predict` change nothing, nor does `trainable = False`.
+
+    What the model's optimizer does to all weights does not reach such a table: its clipping and
+    weight decay are those of the row optimizer. Gradient accumulation, moving averages of weights
+    (EMA) and loss scaling are refused when training starts. On JAX the layer may be called once in
+    a training step (concatenate the ids); on TensorFlow as often as you like. A term of the loss
+    must not read `table` other than through the layer.
+
+    Args:
+        rows: Number of rows.
+        dim: Size of a row.
+        initializer: Initializer of the table. Defaults to `"uniform"` (between -0.05 and 0.05, as
+            `keras.layers.Embedding`).
+        optimizer: A `keras_exfm.optimizers.RowOptimizer`, the name of one such as
+            `"rowwise_adagrad"`, or `None`: the table is a plain weight that the model's own
+            optimizer trains. Defaults to `None`.
+        **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`. The table and the
+            optimizer's state are float32 under every mixed policy.
+
+    Call arguments:
+        ids: int32 tensor of any shape.
+
+    Returns:
+        Tensor of shape `ids.shape + (dim,)` in the compute dtype.
+
+    Raises:
+        ValueError: For ids that are not int32, or an argument out of its range.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_exfm.optimizers import RowwiseAdagrad
+    >>> ids = keras.Input((3,), dtype="int32")
+    >>> table = EmbeddingTable(1000, 8, optimizer=RowwiseAdagrad(0.05))
+    >>> score = keras.layers.Dense(1)(keras.layers.Flatten()(table(ids)))
+    >>> model = keras.Model(ids, score)
+    >>> model.compile("adam", "mse")
+    >>> x, y = np.array([[1, 2, -1], [2, 2, 7]], "int32"), np.ones((2, 1), "float32")
+    >>> _ = model.fit(x, y, verbose=0)
+    >>> table.step
+    1
+    >>> table.learning_rate = 0.01
+
+    References:
+        - keras-rs' SparseCore lookup, which returns the updated table as its gradient.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        initializer: Any = "uniform",
+        optimizer: RowOptimizer | str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.rows = _checks.positive_int("rows", rows)
+        self.dim = _checks.positive_int("dim", dim)
+        if self.rows > 2**31 - 1:
+            raise ValueError(
+                f"`rows` should be at most 2**31 - 1, since ids are int32. Received: rows={rows!r}"
+            )
+        self.initializer = keras.initializers.get(initializer)
+        self.optimizer = get(optimizer)
+        self.table: Any = None
+        self.rate_variable: Any = None
+        self._engine: Any = None
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the table and the state of its optimizer."""
+        if self.optimizer is None:
+            self.table = self.add_weight(
+                shape=(self.rows, self.dim),
+                initializer=self.initializer,
+                name="table",
+                # A cast of the weight would copy the whole table; only the rows read are cast.
+                autocast=False,
+            )
+        else:
+            if not self.optimizer.scheduled:
+                self.rate_variable = self.add_weight(
+                    shape=(),
+                    initializer=keras.initializers.Constant(self.optimizer.learning_rate),
+                    dtype="float32",
+                    trainable=False,
+                    autocast=False,
+                    name="learning_rate",
+                )
+            self._engine = make_engine(self)
+            self._engine.build()
+        self.built = True
+
+    def call(self, ids: Any) -> Any:
+        """Looks ids up."""
+        dtype = keras.backend.standardize_dtype(ids.dtype)
+        if dtype != "int32":
+            raise ValueError(f"EmbeddingTable expects int32 ids. Received dtype: {dtype}")
+        if self._engine is not None:
+            vectors = self._engine.lookup(ids)
+        else:
+            inside = ops.logical_and(ids >= 0, ids < self.rows)
+            # The backends disagree on what a bad index reads, so none is ever passed on.
+            vectors = ops.take(self.table, ops.where(inside, ids, 0), axis=0)
+            outside = ops.cast(ops.where(ops.equal(ids, -1), 0.0, float("nan")), vectors.dtype)
+            vectors = ops.where(inside[..., None], vectors, outside[..., None])
+        return ops.cast(vectors, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """`input_shape + (dim,)`."""
+        return (*tuple(input_shape), self.dim)
+
+    def _check_trains_itself(self, what: str) -> None:
+        if self.optimizer is None or not self.built:
+            raise AttributeError(
+                f"`{what}` belongs to a built EmbeddingTable with a row optimizer. Received: "
+                f"optimizer={self.optimizer!r}, built={self.built}"
+            )
+
+    @property
+    def step(self) -> int:
+        """Number of training steps that the table has seen."""
+        self._check_trains_itself("step")
+        return self._engine.get_step()
+
+    @property
+    def learning_rate(self) -> Any:
+        """The base learning rate: a float32 scalar variable that callbacks may assign.
+
+        A schedule instead, if the row optimizer has one.
+        """
+        self._check_trains_itself("learning_rate")
+        assert self.optimizer is not None
+        return self.optimizer.learning_rate if self.optimizer.scheduled else self.rate_variable
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._check_trains_itself("learning_rate")
+        assert self.optimizer is not None
+        if self.optimizer.scheduled:
+            raise ValueError(
+                "The row optimizer's learning rate is a LearningRateSchedule, which cannot be "
+                f"assigned. Received: learning_rate={value!r}"
+            )
+        self.rate_variable.assign(number("learning_rate", value, minimum=0.0))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the table and its optimizer's state under names that all backends share."""
+        store["table"] = self.table
+        if self._engine is not None:
+            for name, slot in self._engine.slots.items():
+                store[f"slot_{name}"] = slot
+            store["step"] = self._engine.get_step()
+            if self.rate_variable is not None:
+                store["learning_rate"] = self.rate_variable
+
+    def load_own_variables(self, store: Any) -> None:
+        """The inverse of `save_own_variables`."""
+        expected = {"table"}
+        if self._engine is not None:
+            expected |= {"step", *(f"slot_{name}" for name in self._engine.slots)}
+            if self.rate_variable is not None:
+                expected.add("learning_rate")
+        found = set(store.keys())
+        if found != expected:
+            raise ValueError(
+                f"The weights of the EmbeddingTable {self.name!r} with "
+                f"optimizer={self.optimizer!r} should be {sorted(expected)}. Received: "
+                f"{sorted(found)}. The file was written with another row optimizer."
+            )
+        self.table.assign(store["table"])
+        if self._engine is not None:
+            for name, slot in self._engine.slots.items():
+                slot.assign(store[f"slot_{name}"])
+            self._engine.set_step(int(store["step"][()]))
+            if self.rate_variable is not None:
+                self.rate_variable.assign(store["learning_rate"])
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the layer."""
+        optimizer = self.optimizer
+        if optimizer is not None:
+            optimizer = keras.saving.serialize_keras_object(optimizer)
+        return {
+            **super().get_config(),
+            "rows": self.rows,
+            "dim": self.dim,
+            "initializer": keras.initializers.serialize(self.initializer),
+            "optimizer": optimizer,
+        }
