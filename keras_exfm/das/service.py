@@ -1,0 +1,240 @@
+"""The data augmentation service, on one machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from keras_exfm import streaming
+from keras_exfm.das.snapshots import SnapshotStore
+from keras_exfm.das.teacher import KerasScorer, Scorer, checked_logits
+from keras_exfm.features import Schema, SchemaError
+from keras_exfm.streaming import MS_PER_HOUR, StreamError, partitions
+from keras_exfm.streaming.columns import raw_feature
+
+
+@dataclasses.dataclass(frozen=True)
+class HourReport:
+    """What became of one hour.
+
+    Attributes:
+        hour: The hour.
+        committed: `False` if it had been committed before; the counts are 0 then.
+        rows: Examples.
+        positives: Examples with label 1.
+        scored: Examples with a teacher logit.
+        not_finite: Teacher outputs that were NaN or infinite: rows without a teacher.
+        mean_age_s: Mean age of the teacher over the scored rows, seconds; NaN without any.
+        late_labels: Label events of this hour's examples that came after their window.
+        duplicate_labels: Further label events of an example that has one; the largest label wins.
+    """
+
+    hour: int
+    committed: bool
+    rows: int = 0
+    positives: int = 0
+    scored: int = 0
+    not_finite: int = 0
+    mean_age_s: float = math.nan
+    late_labels: int = 0
+    duplicate_labels: int = 0
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows that a teacher scored."""
+        return self.scored / self.rows if self.rows else math.nan
+
+
+class DataAugmentationService:
+    """Joins labels and teacher predictions to impressions and commits them hour by hour.
+
+    Each example is scored once, whichever verticals will read it, by the newest snapshot that was
+    published at or before its own time, so that no teacher has seen the label that it predicts.
+    Its label is the largest among the label events within `label_window_hours` of it, and 0 if
+    there is none. An hour is committed whole, in one Delta transaction; repeating it does nothing.
+
+    Args:
+        source: Folder with `impressions/` and `labels/` (docs/architecture.md).
+        stream: The labelled stream to append to.
+        schema: Features of the impressions.
+        snapshots: The teacher's snapshots. Defaults to `None`: none.
+        scorer: How examples are scored. Defaults to `None`: a `KerasScorer`, if there are
+            `snapshots`, else no teacher. A scorer without `snapshots` (`CallableScorer`) is a
+            fixed teacher of age 0.
+        label_window_hours: Hours after an example in which its label may come. Defaults to `0`:
+            within the example's own hour.
+
+    Example:
+
+    >>> import pyarrow as pa, keras_exfm as kx
+    >>> from keras_exfm.streaming import partitions
+    >>> rows = pa.table({"example_id": [1, 2], "timestamp": [5, 9], "vertical": ["feed", "feed"],
+    ...                  "age": [0.5, 1.5]})
+    >>> _ = partitions.write_impressions("data", 0, rows)
+    >>> _ = partitions.write_labels(
+    ...     "data", 0, pa.table({"example_id": [2], "timestamp": [12], "label": [1.0]}))
+    >>> service = DataAugmentationService(
+    ...     "data", "labelled", kx.Schema([kx.Numeric("age")]),
+    ...     scorer=CallableScorer(lambda features: 2 * features["age"]))
+    >>> service.process_hour(0).positives
+    1
+    >>> kx.streaming.read_hour("labelled", 0)["teacher_logit"].tolist()
+    [1.0, 3.0]
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        stream: str | os.PathLike[str],
+        schema: Schema,
+        snapshots: SnapshotStore | None = None,
+        scorer: Scorer | None = None,
+        label_window_hours: float = 0.0,
+    ) -> None:
+        if not label_window_hours >= 0:
+            raise ValueError(
+                "`label_window_hours` should be at least 0. "
+                f"Received: label_window_hours={label_window_hours!r}"
+            )
+        self.source = Path(source)
+        self.stream = Path(stream)
+        self.schema = schema
+        self.snapshots = snapshots
+        self.scorer = scorer or (KerasScorer(schema) if snapshots is not None else None)
+        self.label_window_hours = label_window_hours
+
+    @property
+    def label_lag(self) -> int:
+        """Whole hours after an hour's end until all its labels are known."""
+        return math.ceil(self.label_window_hours)
+
+    def pending(self) -> list[int]:
+        """The hours of impressions after the last committed one."""
+        done = streaming.hours(self.stream)
+        return [h for h in partitions.hours(self.source) if not done or h > done[-1]]
+
+    def process_hour(self, hour: int) -> HourReport:
+        """Labels, scores and commits one hour, unless it is committed.
+
+        Raises:
+            StreamError: For rows or files that cannot be used; names the file, the column and the
+                value. Nothing is written then.
+            SnapshotError: For a damaged snapshot.
+        """
+        if hour in streaming.hours(self.stream):
+            return HourReport(hour, committed=False)
+        where = str(self.source / partitions.IMPRESSIONS / f"hour={hour}")
+        table = partitions.read_impressions(self.source, hour, self.schema)
+        taken = {"label", "teacher_logit", "teacher_snapshot", "teacher_age_s"}
+        if taken & set(table.column_names):
+            raise StreamError(
+                f"{where}: impressions cannot have the columns that the service adds: "
+                f"{sorted(taken & set(table.column_names))}"
+            )
+        rows = table.num_rows
+        example_id, timestamp = (
+            self._integers(table, n, where) for n in ("example_id", "timestamp")
+        )
+        label, late, duplicates = self._labels(hour, example_id, timestamp)
+        logit, snapshot, age, not_finite = self._scores(table, timestamp, where)
+        for name, column in (
+            ("label", pa.array(label)),
+            ("teacher_logit", pa.array(logit, from_pandas=True)),
+            ("teacher_snapshot", pa.array(snapshot, pa.string())),
+            ("teacher_age_s", pa.array(age, from_pandas=True)),
+        ):
+            table = table.append_column(name, column)
+        committed = streaming.write_hour(
+            self.stream, hour, table, self.schema, app_id="das", source=where
+        )
+        scored = np.isfinite(logit)
+        return HourReport(
+            hour,
+            committed,
+            rows=rows,
+            positives=int((label > 0).sum()),
+            scored=int(scored.sum()),
+            not_finite=not_finite,
+            mean_age_s=float(age[scored].mean()) if scored.any() else math.nan,
+            late_labels=late,
+            duplicate_labels=duplicates,
+        )
+
+    @staticmethod
+    def _integers(table: pa.Table, name: str, where: str) -> np.ndarray:
+        column = table.column(name)
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise StreamError(
+                f"{where}: Column {name!r}: expected an integer in every row. "
+                f"Received type {column.type}, {column.null_count} nulls."
+            )
+        return column.to_numpy().astype(np.int64)
+
+    def _labels(
+        self, hour: int, example_id: np.ndarray, timestamp: np.ndarray
+    ) -> tuple[np.ndarray, int, int]:
+        # One hour more than the window reaches, so that late events are seen and counted.
+        events = partitions.read_labels(self.source, hour, hour + self.label_lag + 1)
+        label = np.zeros(len(example_id), np.float32)
+        order = np.argsort(example_id, kind="stable")
+        ids = example_id[order]
+        event_id = events.column("example_id").to_numpy()
+        at = np.minimum(np.searchsorted(ids, event_id), len(ids) - 1)
+        ours = ids[at] == event_id
+        row = order[at[ours]]
+        delay = events.column("timestamp").to_numpy()[ours] - timestamp[row]
+        if self.label_window_hours:
+            in_time = delay <= self.label_window_hours * MS_PER_HOUR
+        else:
+            in_time = timestamp[row] // MS_PER_HOUR == (timestamp[row] + delay) // MS_PER_HOUR
+        in_time &= delay >= 0
+        value = events.column("label").to_numpy()[ours][in_time]
+        row = row[in_time]
+        np.maximum.at(label, row, value)
+        return label, int((~in_time).sum()), len(row) - len(np.unique(row))
+
+    def _scores(
+        self, table: pa.Table, timestamp: np.ndarray, where: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        rows = len(timestamp)
+        logit = np.full(rows, np.nan, np.float32)
+        name = np.full(rows, None, object)
+        age = np.full(rows, np.nan, np.float32)
+        if self.scorer is None:
+            return logit, name, age, 0
+        raw = {f.name: raw_feature(_flat(table.column(f.name)), f) for f in self.schema}
+        try:
+            features = self.schema.encode(raw)
+        except SchemaError as error:
+            raise StreamError(f"{where}: {error}") from error
+        if self.snapshots is None:
+            logit, bad = checked_logits(self.scorer.score(features, None), rows, "(callable)")
+            age[np.isfinite(logit)] = 0.0
+            return logit, name, age, bad
+        published = np.array([s.published_at for s in self.snapshots.list()], np.int64)
+        # 0: no snapshot is old enough.
+        chosen = np.searchsorted(published, timestamp, side="right")
+        bad = 0
+        for index in np.unique(chosen[chosen > 0]):
+            snapshot = self.snapshots.list()[index - 1]
+            mine = chosen == index
+            part = {n: column[mine] for n, column in features.items()}
+            scores, broken = checked_logits(
+                self.scorer.score(part, snapshot), int(mine.sum()), snapshot.id
+            )
+            bad += broken
+            logit[mine] = scores
+            known = mine & np.isfinite(logit)
+            name[known] = snapshot.id
+            age[known] = (timestamp[known] - snapshot.published_at) / 1000
+        return logit, name, age, bad
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
