@@ -1,23 +1,101 @@
-"""Raw partitions: impressions and label events as Parquet, one folder an hour."""
+"""Raw partitions: impressions and label events as Parquet, one folder an hour, `dataset.json`."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
+import shutil
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from keras_exfm.features import Schema
+from keras_exfm.features import Schema, SchemaError
 from keras_exfm.streaming.columns import MS_PER_HOUR, StreamError
 
 IMPRESSIONS = "impressions"
 LABELS = "labels"
+DESCRIPTION = "dataset.json"
 _REQUIRED = {
     IMPRESSIONS: ("example_id", "timestamp", "vertical"),
     LABELS: ("example_id", "timestamp", "label"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset.json` says of the partitions beside it; it is written last.
+
+    Args:
+        name: Name of the data set.
+        description: What the rows are, and what is artificial about them.
+        schema: The features of the impressions.
+        first_hour: First hour that has impressions.
+        last_hour: Last hour that has impressions.
+        label_window_hours: Hours after an impression in which its label event may come.
+        verticals: The values of `vertical`.
+        parameters: Arguments that the data were made with.
+        source: File name and SHA-256 of what the data were made from. Defaults to `None`.
+
+    Example:
+
+    >>> from keras_exfm.features import Categorical
+    >>> info = DatasetInfo("toy", "Two hours.", Schema([Categorical("ad", 9)]), 0, 1, 6, ("feed",))
+    >>> info.write("toy")
+    >>> DatasetInfo.read("toy") == info
+    True
+    """
+
+    name: str
+    description: str
+    schema: Schema
+    first_hour: int
+    last_hour: int
+    label_window_hours: float
+    verticals: tuple[str, ...]
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: dict[str, str] | None = None
+
+    def write(self, root: str | os.PathLike[str]) -> None:
+        """Writes `root/dataset.json`, whole or not at all."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values |= {"schema": self.schema.to_dict(), "verticals": list(self.verticals)}
+        file = Path(root) / DESCRIPTION
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{DESCRIPTION}.{uuid.uuid4().hex}")
+        partial.write_text(json.dumps(values, indent=1) + "\n")
+        os.replace(partial, file)
+
+    @classmethod
+    def read(cls, root: str | os.PathLike[str]) -> DatasetInfo:
+        """Reads `root/dataset.json`.
+
+        Raises:
+            StreamError: If it is missing (the data set is not finished) or not as `write` left it.
+        """
+        file = Path(root) / DESCRIPTION
+        try:
+            values = json.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise StreamError(
+                f"{file}: no such file. It is written last: the data set is not finished, or "
+                f"{os.fspath(root)!r} is not its folder."
+            ) from error
+        except ValueError as error:
+            raise StreamError(f"{file}: not valid JSON: {error}") from error
+        names = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            received = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise StreamError(f"{file}: expected the keys {sorted(names)}. Received: {received}")
+        try:
+            values["schema"] = Schema.from_dict(values["schema"])
+        except (SchemaError, KeyError, TypeError) as error:
+            raise StreamError(f"{file}: `schema`: {error!r}") from error
+        return cls(**{**values, "verticals": tuple(values["verticals"])})
 
 
 def write_impressions(root: str | os.PathLike[str], hour: int, table: pa.Table) -> Path:
@@ -63,9 +141,15 @@ def read_impressions(
         StreamError: If the hour has no file or no row, a file cannot be read, or a column is
             missing; names the file.
     """
+    folder = Path(root) / IMPRESSIONS / f"hour={hour}"
     table = _read(Path(root), IMPRESSIONS, hour, schema.names if schema else ())
+    if table is None and not folder.is_dir():
+        held = hours(root)
+        span = f"{held[0]}..{held[-1]}" if held else "none"
+        raise StreamError(f"{folder}: no such partition. There are hours: {span}")
     if table is None or not table.num_rows:
-        raise StreamError(f"{Path(root) / IMPRESSIONS}: hour {hour} has no rows.")
+        lack = "no Parquet file" if table is None else "no rows"
+        raise StreamError(f"{folder}: an empty partition: hour {hour} has {lack}.")
     return table
 
 
@@ -103,16 +187,27 @@ def _write(root: Path, kind: str, hour: int, table: pa.Table) -> Path:
             f"{file}: Column 'timestamp': expected milliseconds of hour {hour}. "
             f"Received {strangers[0]} ({len(strangers)} such rows)."
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden until complete: a reader never sees half a file, and a killed writer leaves none.
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(table, unfinished, compression="zstd")
-    os.replace(unfinished, file)
+    # Made under a hidden name: a reader never sees half a file, nor a folder without its file.
+    partial = root / kind / f".hour={hour}.{uuid.uuid4().hex}"
+    partial.mkdir(parents=True)
+    try:
+        with open(partial / file.name, "wb") as sink:
+            pq.write_table(table, sink, compression="zstd")
+            sink.flush()
+            os.fsync(sink.fileno())
+        try:
+            os.rename(partial, file.parent)
+        except OSError:
+            if not file.parent.is_dir():
+                raise
+            os.replace(partial / file.name, file)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return file
 
 
 def _read(root: Path, kind: str, hour: int, features: tuple[str, ...]) -> pa.Table | None:
-    parts = []
+    parts: list[pa.Table] = []
     for file in sorted((root / kind / f"hour={hour}").glob("[!.]*.parquet")):
         try:
             table = pq.read_table(file, partitioning=None)
@@ -155,7 +250,7 @@ def _cast(table: pa.Table, kinds: pa.Schema, root: Path, hour: int) -> pa.Table:
     bad = label[~((label >= 0) & (label <= 1))]
     if len(bad):
         raise StreamError(
-            f"{where}: Column 'label': expected numbers from 0 to 1. Received {bad[0]!r} "
+            f"{where}: Column 'label': expected numbers from 0 to 1. Received {bad[0]} "
             f"({len(bad)} such rows)."
         )
     return table
