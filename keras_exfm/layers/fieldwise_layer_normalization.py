@@ -22,7 +22,7 @@ class FieldwiseLayerNormalization(keras.layers.Layer):
     Number of weights: `2 * n * dim`.
 
     Args:
-        epsilon: Added to the variance. Defaults to `1e-6`.
+        epsilon: Added to the variance. Defaults to `1e-5`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -40,7 +40,7 @@ class FieldwiseLayerNormalization(keras.layers.Layer):
         - [Wang et al., 2021, MaskNet](https://arxiv.org/abs/2102.07619), equation 3.
     """
 
-    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
+    def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
         self.norm: keras.layers.Layer | None = None

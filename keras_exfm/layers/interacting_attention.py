@@ -37,7 +37,7 @@ class InteractingAttention(keras.layers.Layer):
         residual: Whether to add `R(X)`. Defaults to `True`.
         layer_norm: Whether to normalize before the ReLU. Defaults to `False`.
         dropout: Dropout rate of the attention weights. Defaults to `0.0`.
-        epsilon: Of the LayerNorm. Defaults to `1e-6`.
+        epsilon: Of the LayerNorm. Defaults to `1e-5`.
         kernel_initializer: Initializer of every matrix. Defaults to `"glorot_uniform"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
@@ -64,7 +64,7 @@ class InteractingAttention(keras.layers.Layer):
         residual: bool = True,
         layer_norm: bool = False,
         dropout: float = 0.0,
-        epsilon: float = 1e-6,
+        epsilon: float = 1e-5,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:

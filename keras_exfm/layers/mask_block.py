@@ -35,7 +35,7 @@ class MaskBlock(keras.layers.Layer):
         activation: Activation after the norm. Defaults to `"relu"`.
         layer_norm: Whether to normalize. Defaults to `True`.
         dropout: Dropout rate of the output. Defaults to `0.0`.
-        epsilon: Of the LayerNorm. Defaults to `1e-6`.
+        epsilon: Of the LayerNorm. Defaults to `1e-5`.
         kernel_initializer: Initializer of every matrix. Defaults to `"glorot_uniform"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
@@ -62,7 +62,7 @@ class MaskBlock(keras.layers.Layer):
         activation: Any = "relu",
         layer_norm: bool = True,
         dropout: float = 0.0,
-        epsilon: float = 1e-6,
+        epsilon: float = 1e-5,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:

@@ -1,0 +1,128 @@
+"""DeepFM: a factorization machine and an MLP on the same embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_exfm.features import Schema
+from keras_exfm.layers import FactorizationMachine, FeatureEmbedding, FirstOrder, _checks
+from keras_exfm.models._ranking_model import (
+    EMBEDDING,
+    REPRESENTATION,
+    RankingModel,
+    as_schema,
+    plain,
+)
+from keras_exfm.models._towers import dnn, summed_logit
+
+
+@keras.saving.register_keras_serializable(package="keras_exfm")
+class DeepFM(RankingModel):
+    """A factorization machine and an MLP that share their embeddings.
+
+    Structure, with `X` from `FeatureEmbedding`:
+
+        h     = DNN(flatten(X))                                      "representation"
+        logit = w · h + b + FactorizationMachine(X) + FirstOrder(features)      "serving"
+
+    Args:
+        schema: A `keras_exfm.Schema`, or what its `to_dict` gives. No feature may be called
+            "representation" or "serving".
+        dim: Size of every embedding. Defaults to `16`.
+        dnn_units: Widths of the MLP's ReLU layers, at least one. Defaults to `(400, 400, 400)`.
+        dropout: Dropout rate after each ReLU layer. Defaults to `0.0`.
+        batch_norm: Whether the ReLU layers have a BatchNorm. Its statistics in training are
+            those of the batch as it comes, rows of weight 0 included. Defaults to `False`.
+        numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
+        numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
+        embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
+        optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `None`.
+        dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
+            the global policy.
+        name: Name of the model. Defaults to `None`, the class's name in snake case.
+        trainable: Whether the weights train. Defaults to `True`.
+
+    Call arguments:
+        inputs: Dict of feature name to tensor, as `Schema.inputs` and `Schema.encode` give. The
+            output is a logit `(batch, 1)`.
+
+    Example:
+
+    >>> from keras_exfm import Categorical, Numeric, Schema
+    >>> schema = Schema([Categorical("user", 100), Categorical("ad", 50), Numeric("age")])
+    >>> model = DeepFM(schema, dim=4, dnn_units=(16, 8))
+    >>> batch = schema.encode({"user": [3, 99], "ad": [7, -1], "age": [0.5, 1.0]})
+    >>> tuple(model(batch).shape)
+    (2, 1)
+
+    References:
+        - [Guo et al., 2017, DeepFM: A Factorization-Machine based Neural Network for CTR
+          Prediction](https://arxiv.org/abs/1703.04247), section 2.
+    """
+
+    def __init__(
+        self,
+        schema: Schema | Mapping[str, Any],
+        dim: int = 16,
+        dnn_units: tuple[int, ...] | list[int] = (400, 400, 400),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        numeric_units: tuple[int, ...] | list[int] = (64,),
+        numeric_embeddings: int = 1,
+        embeddings_initializer: Any = None,
+        optimizer: Any = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        schema = as_schema(schema)
+        dnn_units = _checks.unit_counts("dnn_units", dnn_units, minimum_length=1)
+        dropout = _checks.dropout_rate("dropout", dropout)
+        embedding = FeatureEmbedding(
+            schema,
+            dim,
+            numeric_units=numeric_units,
+            numeric_embeddings=numeric_embeddings,
+            embeddings_initializer=embeddings_initializer,
+            optimizer=optimizer,
+            dtype=dtype,
+            name=EMBEDDING,
+        )
+        inputs = schema.inputs()
+        x = embedding(inputs)
+        flat = keras.layers.Flatten(dtype=dtype, name="flat-embeddings")(x)
+        h = dnn(flat, dnn_units, "dnn", dropout, batch_norm, dtype, last=REPRESENTATION)
+        pairs = FactorizationMachine(dtype="float32", name="factorization-machine")
+        linear = FirstOrder(
+            schema, use_bias=False, optimizer=optimizer, dtype="float32", name="first-order"
+        )
+        outputs = summed_logit(h, [pairs(x), linear(inputs)])
+        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+
+        self.schema = schema
+        self.dim = dim
+        self.dnn_units = dnn_units
+        self.dropout = dropout
+        self.batch_norm = batch_norm
+        self.numeric_units = numeric_units
+        self.numeric_embeddings = numeric_embeddings
+        self.embeddings_initializer = embedding.embeddings_initializer
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the model."""
+        return {
+            **super().get_config(),
+            "schema": self.schema.to_dict(),
+            "dim": self.dim,
+            "dnn_units": plain(self.dnn_units),
+            "dropout": self.dropout,
+            "batch_norm": self.batch_norm,
+            "numeric_units": plain(self.numeric_units),
+            "numeric_embeddings": self.numeric_embeddings,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
+            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
+        }

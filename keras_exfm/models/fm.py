@@ -1,0 +1,102 @@
+"""The factorization machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_exfm.features import Schema
+from keras_exfm.layers import FactorizationMachine, FeatureEmbedding, FirstOrder
+from keras_exfm.models._ranking_model import EMBEDDING, LOGIT, RankingModel, as_schema
+
+
+@keras.saving.register_keras_serializable(package="keras_exfm")
+class FM(RankingModel):
+    """The factorization machine: all pairwise interactions, nothing higher.
+
+    Structure, with `X` from `FeatureEmbedding`:
+
+        logit = FirstOrder(features) + FactorizationMachine(X)       "serving"
+
+    A yardstick. It has no hidden layer, and so no layer called "representation". Numeric features
+    join the pairs through an embedding that is linear in them, with a bias.
+
+    Args:
+        schema: A `keras_exfm.Schema`, or what its `to_dict` gives. No feature may be called
+            "representation" or "serving".
+        dim: Size of every embedding. Defaults to `16`.
+        numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
+        embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
+        optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `None`.
+        dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
+            the global policy.
+        name: Name of the model. Defaults to `None`, the class's name in snake case.
+        trainable: Whether the weights train. Defaults to `True`.
+
+    Call arguments:
+        inputs: Dict of feature name to tensor, as `Schema.inputs` and `Schema.encode` give. The
+            output is a logit `(batch, 1)`.
+
+    Example:
+
+    >>> from keras_exfm import Categorical, Numeric, Schema
+    >>> schema = Schema([Categorical("user", 100), Categorical("ad", 50), Numeric("age")])
+    >>> model = FM(schema, dim=4)
+    >>> batch = schema.encode({"user": [3, 99], "ad": [7, -1], "age": [0.5, 1.0]})
+    >>> tuple(model(batch).shape)
+    (2, 1)
+
+    References:
+        - Rendle, 2010, Factorization Machines, ICDM.
+    """
+
+    def __init__(
+        self,
+        schema: Schema | Mapping[str, Any],
+        dim: int = 16,
+        numeric_embeddings: int = 1,
+        embeddings_initializer: Any = None,
+        optimizer: Any = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        schema = as_schema(schema)
+        embedding = FeatureEmbedding(
+            schema,
+            dim,
+            numeric_units=(),
+            numeric_embeddings=numeric_embeddings,
+            embeddings_initializer=embeddings_initializer,
+            optimizer=optimizer,
+            dtype=dtype,
+            name=EMBEDDING,
+        )
+        inputs = schema.inputs()
+        x = embedding(inputs)
+
+        pairs = FactorizationMachine(dtype="float32", name="factorization-machine")(x)
+        linear = FirstOrder(schema, optimizer=optimizer, dtype="float32", name="first-order")(
+            inputs
+        )
+        outputs = keras.layers.Add(dtype="float32", name=LOGIT)([linear, pairs])
+        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+
+        self.schema = schema
+        self.dim = dim
+        self.numeric_embeddings = numeric_embeddings
+        self.embeddings_initializer = embedding.embeddings_initializer
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the model."""
+        return {
+            **super().get_config(),
+            "schema": self.schema.to_dict(),
+            "dim": self.dim,
+            "numeric_embeddings": self.numeric_embeddings,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
+            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
+        }
