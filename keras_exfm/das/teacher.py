@@ -66,7 +66,8 @@ class KerasScorer:
         if self._model is not None and self._loaded == snapshot.sha256:
             return self._model
         fresh = snapshot.load()
-        architecture = json.dumps(fresh.get_config(), sort_keys=True, default=str)
+        config = {k: v for k, v in fresh.get_config().items() if k != "name"}
+        architecture = json.dumps(config, sort_keys=True, default=str)
         if self._model is None or architecture != self._architecture:
             self._model, self._architecture = fresh, architecture
         else:

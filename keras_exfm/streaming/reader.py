@@ -132,7 +132,7 @@ def read(
 
 def pad_batch(batch: Batch, schema: Schema, size: int) -> Batch:
     """Fills a batch up to `size` rows with rows that weigh nothing."""
-    rows = len(batch["label"])
+    rows = len(next(iter(batch.values())))
     if rows == size:
         return batch
     numbers = {f.name for f in schema if isinstance(f, Numeric)} | {"label", "weight"}
