@@ -59,8 +59,8 @@ class FactorizationMachineBlock(keras.layers.Layer):
             Defaults to `(64,)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
         dropout: Dropout rate after each hidden layer of the MLP. Defaults to `0.0`.
-        epsilon: Of the LayerNorm. Keras' own 0.001 would swamp the squares of small embeddings.
-            Defaults to `1e-6`.
+        epsilon: Of the LayerNorm. Defaults to `1e-5`, as in the open PyTorch implementations
+            (Keras' own is 0.001).
         kernel_initializer: Initializer of `Y`, `W_c` and the kernels. Defaults to
             `"glorot_uniform"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
@@ -90,7 +90,7 @@ class FactorizationMachineBlock(keras.layers.Layer):
         attention_units: tuple[int, ...] | list[int] = (64,),
         activation: Any = "relu",
         dropout: float = 0.0,
-        epsilon: float = 1e-6,
+        epsilon: float = 1e-5,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:

@@ -39,7 +39,7 @@ class WukongLayer(keras.layers.Layer):
         attention_units: See `FactorizationMachineBlock`. Defaults to `(64,)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
         dropout: Dropout rate after each hidden layer of the FMB's MLP. Defaults to `0.0`.
-        epsilon: Of both LayerNorms. Defaults to `1e-6`.
+        epsilon: Of both LayerNorms. Defaults to `1e-5`.
         kernel_initializer: Initializer of every weight matrix. Defaults to `"glorot_uniform"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
@@ -69,7 +69,7 @@ class WukongLayer(keras.layers.Layer):
         attention_units: tuple[int, ...] | list[int] = (64,),
         activation: Any = "relu",
         dropout: float = 0.0,
-        epsilon: float = 1e-6,
+        epsilon: float = 1e-5,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_exfm.features import Schema
 
@@ -37,19 +38,37 @@ def as_schema(schema: Schema | Mapping[str, Any]) -> Schema:
     return schema
 
 
+@keras.saving.register_keras_serializable(package="keras_exfm")
+def loud_relu(x: Any) -> Any:
+    """ReLU that lets NaN through.
+
+    TensorFlow on CPU fuses a Dense layer and its ReLU into a kernel that turns NaN into 0, which
+    would hide an id out of range: the logit, and even the loss, would look healthy.
+    """
+    return ops.where(x <= 0, ops.zeros_like(x), x)
+
+
 def serving_head(x: Any, units: tuple[int, ...], name: str, dtype: Any) -> Any:
     """Dense ReLU layers, the last of them named "representation", then the float32 logit."""
     for i, count in enumerate(units[:-1]):
-        x = keras.layers.Dense(count, activation="relu", dtype=dtype, name=f"{name}-{i}")(x)
-    x = keras.layers.Dense(units[-1], activation="relu", dtype=dtype, name=REPRESENTATION)(x)
+        x = keras.layers.Dense(count, activation=loud_relu, dtype=dtype, name=f"{name}-{i}")(x)
+    x = keras.layers.Dense(units[-1], activation=loud_relu, dtype=dtype, name=REPRESENTATION)(x)
     return keras.layers.Dense(1, dtype="float32", name=LOGIT)(x)
 
 
 class RankingModel(keras.Model):
     """A functional model that is saved by its own arguments, not by its graph of layers."""
 
-    def __init__(self, inputs: Any, outputs: Any, dtype: Any = None, **kwargs: Any) -> None:
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+    def __init__(
+        self,
+        inputs: Any,
+        outputs: Any,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        # Keras' functional models drop arguments that they do not know, so none is passed through.
+        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
 

@@ -42,11 +42,12 @@ class DLRM(RankingModel):
             ones. Defaults to `True`.
         numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
-        embeddings_initializer: See `FeatureEmbedding`. Defaults to `"uniform"`.
+        embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
         optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `None`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
-        **kwargs: `name` and `trainable` of `keras.Model`.
+        name: Name of the model. Defaults to `None`, the class's name in snake case.
+        trainable: Whether the weights train. Defaults to `True`.
 
     Call arguments:
         inputs: Dict of feature name to tensor, as `Schema.inputs` and `Schema.encode` give. The
@@ -77,10 +78,11 @@ class DLRM(RankingModel):
         concat_embeddings: bool = True,
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
-        embeddings_initializer: Any = "uniform",
+        embeddings_initializer: Any = None,
         optimizer: Any = None,
         dtype: Any = None,
-        **kwargs: Any,
+        name: str | None = None,
+        trainable: bool = True,
     ) -> None:
         schema = as_schema(schema)
         top_units = _checks.unit_counts("top_units", top_units, minimum_length=1)
@@ -116,7 +118,7 @@ class DLRM(RankingModel):
             flat = keras.layers.Flatten(dtype=dtype, name="flat-embeddings")(beside)
             z = keras.layers.Concatenate(dtype=dtype, name="top-inputs")([flat, z])
         outputs = serving_head(z, top_units, "top", dtype)
-        super().__init__(inputs, outputs, dtype=dtype, **kwargs)
+        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim

@@ -68,11 +68,12 @@ class Wukong(RankingModel):
         dropout: Dropout rate after each hidden layer of the FMBs' MLPs. Defaults to `0.0`.
         numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
-        embeddings_initializer: See `FeatureEmbedding`. Defaults to `"uniform"`.
+        embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
         optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `None`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
-        **kwargs: `name` and `trainable` of `keras.Model`.
+        name: Name of the model. Defaults to `None`, the class's name in snake case.
+        trainable: Whether the weights train. Defaults to `True`.
 
     Call arguments:
         inputs: Dict of feature name to tensor, as `Schema.inputs` and `Schema.encode` give. The
@@ -108,10 +109,11 @@ class Wukong(RankingModel):
         dropout: float = 0.0,
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
-        embeddings_initializer: Any = "uniform",
+        embeddings_initializer: Any = None,
         optimizer: Any = None,
         dtype: Any = None,
-        **kwargs: Any,
+        name: str | None = None,
+        trainable: bool = True,
     ) -> None:
         schema = as_schema(schema)
         num_layers = _checks.positive_int("num_layers", num_layers)
@@ -149,7 +151,7 @@ class Wukong(RankingModel):
             )(x)
         x = keras.layers.Flatten(dtype=dtype, name="flat-interactions")(x)
         outputs = serving_head(x, head_units, "head", dtype)
-        super().__init__(inputs, outputs, dtype=dtype, **kwargs)
+        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim

@@ -56,13 +56,13 @@ def fm(w, x, form):
     return np.stack(rows)
 
 
-def fmb(w, x, form, n_out, epsilon=1e-6):
+def fmb(w, x, form, n_out, epsilon=1e-5):
     flat = fm(w, x, form).reshape(len(x), -1)
     out = mlp(sub(w, "mlp"), layer_norm(sub(w, "norm"), flat, epsilon))
     return out.reshape(len(x), n_out, x.shape[2])
 
 
-def wukong_layer(w, x, form, n_fmb, epsilon=1e-6):
+def wukong_layer(w, x, form, n_fmb, epsilon=1e-5):
     residual = lcb(sub(w, "residual"), x) if "residual/kernel" in w else x
     blocks = [fmb(sub(w, "fmb"), x, form, n_fmb, epsilon), lcb(sub(w, "lcb"), x)]
     return layer_norm(sub(w, "norm"), np.concatenate(blocks, axis=1) + residual, epsilon)
