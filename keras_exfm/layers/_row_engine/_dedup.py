@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
+@jax.jit
 def representatives(ids: Any) -> Any:
     """For each place the place of one id, the same for all equal ids, that is equal to it.
 

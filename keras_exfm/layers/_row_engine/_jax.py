@@ -58,7 +58,7 @@ class JaxRowEngine:
         self.layer.step_words.assign(jnp.asarray(divmod(step, _WORD), jnp.float32))
 
     def _overwrite(self, variable: RowVariable, value: Any) -> Any:
-        if self._taken.get(id(variable)) == self._backwards:
+        if self._taken.get(id(variable), 0) == self._backwards:
             # No backward pass since the last update: no lookup reached the loss, so the "gradient"
             # is zeros, which must not become the table. Should the backward pass have run inside a
             # compiled function that Python did not see again, it is not zeros.
