@@ -1,6 +1,32 @@
 """The zoo: functional models that end in a logit `(batch, 1)`."""
 
+from keras_exfm.models.afn import AFN
+from keras_exfm.models.autoint import AutoInt
+from keras_exfm.models.dcnv2 import DCNv2
+from keras_exfm.models.deepfm import DeepFM
 from keras_exfm.models.dlrm import DLRM
+from keras_exfm.models.finalmlp import FinalMLP
+from keras_exfm.models.flops import Flops, LayerFlops, flops, non_embedding_parameters
+from keras_exfm.models.fm import FM
+from keras_exfm.models.logistic_regression import LogisticRegression
+from keras_exfm.models.masknet import MaskNet
 from keras_exfm.models.wukong import Wukong
+from keras_exfm.models.xdeepfm import XDeepFM
 
-__all__ = ["DLRM", "Wukong"]
+__all__ = [
+    "AFN",
+    "DLRM",
+    "FM",
+    "AutoInt",
+    "DCNv2",
+    "DeepFM",
+    "FinalMLP",
+    "Flops",
+    "LayerFlops",
+    "LogisticRegression",
+    "MaskNet",
+    "Wukong",
+    "XDeepFM",
+    "flops",
+    "non_embedding_parameters",
+]
