@@ -12,10 +12,11 @@ from keras import ops
 
 from keras_exfm.features import PADDING, Categorical, MultiHot, Schema
 from keras_exfm.layers import _checks
-from keras_exfm.layers._dense_table import DenseTable
 from keras_exfm.layers._hashing import hash_to_rows
 from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.layers._mlp import MLP
+from keras_exfm.layers.embedding_table import EmbeddingTable
+from keras_exfm.optimizers import get
 
 # What the table is asked for when an id is neither a row nor padding: it answers NaN.
 _OUTSIDE = -2
@@ -107,8 +108,10 @@ class FeatureEmbedding(keras.layers.Layer):
         embeddings_initializer: Initializer of the stacked table. Defaults to `None`, normal with
             the standard deviation 0.01: the noise that an id starts with is what rare ids keep,
             and larger starts cost accuracy on a stream.
-        optimizer: `None`: the table is a plain weight that the model's optimizer trains.
-            Defaults to `None`.
+        optimizer: A `keras_exfm.optimizers.RowOptimizer`, or the name of one such as
+            `"rowwise_adagrad"`: training then costs the same for a table of any size, see
+            `EmbeddingTable`. `None`: the table is a plain weight that the model's optimizer
+            trains. Defaults to `None`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -158,11 +161,6 @@ class FeatureEmbedding(keras.layers.Layer):
             schema = Schema.from_dict(schema)
         if not isinstance(schema, Schema):
             raise ValueError(f"`schema` should be a Schema. Received: schema={schema!r}")
-        if optimizer is not None:
-            raise ValueError(
-                "`optimizer` should be None: row-sparse training of the table is not in this "
-                f"version. Received: optimizer={optimizer!r}"
-            )
         self.schema = schema
         self.dim = _checks.positive_int("dim", dim)
         self.numeric_units = _checks.unit_counts("numeric_units", numeric_units)
@@ -170,7 +168,7 @@ class FeatureEmbedding(keras.layers.Layer):
         if embeddings_initializer is None:
             embeddings_initializer = keras.initializers.RandomNormal(stddev=0.01)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
-        self.optimizer = optimizer
+        self.optimizer = get(optimizer)
         self._plan = _Plan(schema)
         self.table: keras.layers.Layer | None = None
         self.numeric_mlp: keras.layers.Layer | None = None
@@ -184,11 +182,13 @@ class FeatureEmbedding(keras.layers.Layer):
         """Creates the table and the numeric MLP."""
         self._check_shapes(input_shape)
         if self.schema.sparse:
-            self.table = DenseTable(
+            self.table = EmbeddingTable(
                 self._plan.rows,
                 self.dim,
                 initializer=clone_initializer(self.embeddings_initializer),
-                dtype=self.dtype_policy,
+                optimizer=self.optimizer,
+                # Vectors are cast after pooling, not before.
+                dtype=self.variable_dtype,
                 name="embeddings",
             )
             self.table.build((None, len(self._plan.gather_columns)))
@@ -302,5 +302,5 @@ class FeatureEmbedding(keras.layers.Layer):
             "numeric_units": list(self.numeric_units),
             "numeric_embeddings": self.numeric_embeddings,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "optimizer": self.optimizer,
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
         }

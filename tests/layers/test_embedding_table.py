@@ -279,9 +279,10 @@ class TestRefusals:
 
     @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX sums the terms before we see them")
     def test_dense_gradient(self):
-        model, table = network()
-        x, y = batch()
         import tensorflow as tf
+
+        model, table = network()
+        x, _ = batch()
 
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model(x)) + tf.reduce_sum(table.table.value)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from keras_exfm.features import Categorical, MultiHot, Numeric, Schema, SchemaError
 from keras_exfm.layers import FeatureEmbedding
 from keras_exfm.layers._hashing import hash_to_rows, murmur3_mix32
+from keras_exfm.optimizers import SparseSGD
 from tests.layers import reference
 from tests.testing import parameter_count, run_layer_test, to_numpy
 
@@ -252,8 +253,8 @@ class TestHash:
 
 
 class TestErrors:
-    def test_row_sparse_optimizer_is_refused(self):
-        with pytest.raises(ValueError, match="`optimizer` should be None.*'adagrad'"):
+    def test_unknown_optimizer(self):
+        with pytest.raises(ValueError, match="RowOptimizer, None, or one of.*'adagrad'"):
             FeatureEmbedding(SCHEMA, 3, optimizer="adagrad")
 
     def test_missing_feature(self):
@@ -326,3 +327,35 @@ def test_mixed_precision_keeps_table_and_pooling_in_float32():
     table_of(layer).assign([[1.001], [-1.0]])
     np.testing.assert_allclose(to_numpy(layer(inputs)).astype("float32").ravel(), 0.0005, rtol=1e-2)
     assert parameter_count(layer) == 2
+
+
+def _trained(optimizer, model_optimizer):
+    keras.utils.set_random_seed(5)
+    layer = FeatureEmbedding(
+        SCHEMA,
+        3,
+        embeddings_initializer=keras.initializers.RandomUniform(seed=1),
+        optimizer=optimizer,
+    )
+    inputs = SCHEMA.inputs()
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(layer(inputs))))
+    model.compile(model_optimizer, "mse")
+    model.fit(batch(32), np.linspace(-1, 1, 32), batch_size=8, shuffle=False, verbose=0)
+    return layer
+
+
+def test_row_sparse_training_is_dense_training():
+    """Shared tables, pooling, hashing, padding: with SGD both give the same weights."""
+    dense = _trained(None, keras.optimizers.SGD(0.5))
+    sparse = _trained(SparseSGD(0.5), keras.optimizers.SGD(0.5))
+    assert sparse.table.step == 4
+    np.testing.assert_allclose(to_numpy(sparse.table.table), to_numpy(dense.table.table), atol=1e-6)
+    for a, b in zip(sparse.numeric_mlp.weights, dense.numeric_mlp.weights):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
+
+
+def test_row_optimizer_travels_in_the_config():
+    config = json.loads(
+        json.dumps(FeatureEmbedding(SCHEMA, 3, optimizer=SparseSGD(0.5)).get_config())
+    )
+    assert FeatureEmbedding.from_config(config).optimizer.learning_rate == 0.5

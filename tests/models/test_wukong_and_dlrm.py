@@ -260,7 +260,7 @@ def test_bad_id_is_nan_in_its_own_row_and_in_the_loss(case):
         (lambda: Wukong(SCHEMA, head_units=()), r"`head_units`.*at least 1"),
         (lambda: Wukong(SCHEMA, form="fm"), "`form`.*'fm'"),
         (lambda: Wukong(SCHEMA, rank=None), "`rank` should be given"),
-        (lambda: Wukong(SCHEMA, optimizer="sgd"), "`optimizer` should be None"),
+        (lambda: Wukong(SCHEMA, optimizer="sgd"), "RowOptimizer, None, or one of"),
         (lambda: Wukong("schema"), "`schema` should be a Schema"),
         (lambda: DLRM(Schema([Numeric("serving"), Numeric("x")])), r"\['serving'\].*Rename"),
         (lambda: DLRM(Schema([Categorical("a", 3)])), "at least two embeddings"),
