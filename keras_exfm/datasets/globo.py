@@ -1,58 +1,44 @@
-"""Globo.com news clicks as an impression stream with sampled negatives."""
+"""The Globo.com news clicks as an impression stream with sampled negatives.
+
+The log holds clicks only. Each click becomes a group of one positive and some negatives drawn
+from what all users clicked in the hour before, so a negative is "not clicked then", not "shown
+and skipped"; say so with every result.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import numbers
 import os
-import shutil
-from collections import Counter
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from keras_exfm.datasets._globo_clicks import (
     COLUMNS,
-    EPOCH_MS,
-    HISTORY_LENGTH,
-    MS_PER_DAY,
-    USER_SALT,
-    ClickLog,
-    find_file,
+    CONTEXT,
+    Clicks,
+    digest,
+    files_of,
+    read_clicks,
 )
-from keras_exfm.datasets._globo_groups import (
-    DROPS,
-    MOST_NEGATIVES,
-    NEGATIVE_SEED,
-    ROUNDS,
-    hour_groups,
-    schema_of,
-)
-from keras_exfm.streaming import partitions
-from keras_exfm.streaming.columns import MS_PER_HOUR
+from keras_exfm.datasets._hashing import hash_of, u01
+from keras_exfm.datasets._writing import DatasetWriter, Progress, Silent
+from keras_exfm.features import PADDING, Categorical, Feature, MultiHot, Schema
+from keras_exfm.streaming.columns import MS_PER_HOUR, StreamError
+from keras_exfm.streaming.partitions import DatasetInfo, hours
 
-__all__ = ["COLUMNS", "EPOCH_MS", "Progress", "prepare"]
+__all__ = ["COLUMNS", "START", "prepare"]
 
-DESCRIPTION_FILE = "dataset.json"
-_PROTOCOL = 1
-_DESCRIPTION = (
-    "Globo.com news clicks (2017). The log holds clicks only: each click is one positive, and "
-    "{negatives} negatives per click are sampled from the articles that other users clicked in "
-    "the hour before, in proportion to those clicks. A negative was not necessarily shown."
-)
+START = 1_506_826_800_000
+"""2017-10-01 03:00 UTC, midnight in Brasilia: where day 1 begins."""
 
+HISTORY = 20
+ROUNDS = 64
+"""Draws of one negative before its group is given up."""
 
-class Progress(Protocol):
-    """What `prepare` reports to."""
-
-    def begin(self, label: str, total: int) -> None:
-        """A task of `total` steps starts."""
-
-    def step(self, done: int, note: str = "") -> None:
-        """`done` steps of the task are finished."""
+_USER_SEED = 12_345
+_AGES, _COUNTS, _PASTS = 24, 28, 16
+_DAY = 24 * MS_PER_HOUR
 
 
 def prepare(
@@ -60,184 +46,298 @@ def prepare(
     out: str | os.PathLike[str],
     *,
     user_fraction: float = 0.15,
-    first_day: int = 1,
-    last_day: int = 10,
+    days: tuple[int, int] = (1, 10),
     negatives: int = 4,
+    seed: int = 17,
+    share_article_table: bool = False,
     progress: Progress | None = None,
-) -> Path:
-    """Writes impressions and label events of Globo.com's click log.
+) -> DatasetInfo:
+    """Writes the impressions and label events of the Globo.com clicks.
 
-    One click of a kept user is one impression group: the clicked article (label 1) and
-    `negatives` others with the same user, context and time, so the base rate is exactly
-    `1 / (1 + negatives)`. **Negatives are synthetic**: articles of clicks that other users made
-    in the hour before, `P(article)` in proportion to those clicks, none twice in a group. No group
-    holds an article of the user's last 20 clicks, and a click on an article that nobody else
-    clicked in the hour before makes no group: both would give the label away. The log's first
-    hour makes none either.
+    A user takes part if a hash of the id falls below `user_fraction`, so smaller shares are subsets
+    of larger ones. A click at time `t` is a group if it is not in the stream's first hour, if other
+    users clicked its article in `[t - 1 h, t)` (else "no clicks" would mark the positives) and
+    if it is not among the user's last 20 clicks. Its negatives are the articles of clicks
+    that a hash picks from all traffic in `[t - 1 h, t)`, so popular articles come often and
+    popularity is nearly divided out; clicks of the same user, the positive's article, repeats and
+    the user's last 20 clicks are drawn again. Histories and counts are those just before `t`. Rows
+    of a group share `group` and `timestamp` and are in the order of a hash.
 
-    All features are of the moment: they count clicks strictly before the impression, also those
-    of the same hour and of users who are not kept.
-
-    | feature | value |
-    |---|---|
-    | `user` | rank of the user's hash: a small fraction's users are the first of a larger one's |
-    | `article` | number in order of first click |
-    | `environment`, `device`, `os`, `country`, `region`, `referrer` | the log's codes |
-    | `hour_of_day` | hour of the day in Brasilia |
-    | `past_clicks` | `floor(log2(n + 1))` of the user's `n` earlier clicks, at most 15 |
-    | `article_age` | `floor(1.5 log2(minutes since the first click + 1))`, at most 23 |
-    | `clicks_last_hour` | `floor(2 log2 n)` of other users' `n` clicks on it, at most 27 |
-    | `last_article` | the article the user clicked last, -1 for none; shares `article`'s table |
-    | `history` | the last 20 articles, newest first; a table of its own |
-
-    `vertical` is `"device<code>"`, `group` the click's place in the log. The label event carries
-    the impression's time. Rows are in order of `(timestamp, example_id)`, and `example_id` is a
-    hash, so a group's order says nothing about the label. Hours without a group have no folder.
+    `vertical` is the device group, `"device1"` to `"device5"`. A repeated call completes what a
+    stopped one left, and does nothing when all is there.
 
     Args:
-        path: Parquet file of the clicks (time in ms since the Unix epoch), or a folder with
-            `clicks_until_*.parquet` at any depth, of which the last by name is read. The data are
-            not shipped.
-        out: Folder to write to. `dataset.json` is written last and marks a complete data set: the
-            same source and arguments again reuse it, others replace it.
-        user_fraction: Fraction of users whose clicks become impressions, chosen by hash. A larger
-            fraction holds the same groups and more. Defaults to `0.15`.
-        first_day: First day of impressions; day 1 is 2017-10-01 in Brasilia (from 03:00 UTC).
-            Earlier clicks still count in features. Defaults to `1`.
-        last_day: Last day of impressions; later clicks are not looked at. Defaults to `10`.
+        path: Parquet or CSV file of the clicks, or a folder with `clicks*.parquet` or
+            `clicks_hour_*.csv`.
+        out: Folder for `impressions/`, `labels/` and `dataset.json`.
+        user_fraction: Share of the users whose clicks become groups. Counts, negatives and ages
+            come from all users in any case. Defaults to `0.15`.
+        days: First and last day, both included, counted from 1 (2017-10-01 in Brasilia). Earlier
+            days still fill histories. Defaults to `(1, 10)`.
         negatives: Negatives per click. Defaults to `4`.
-        progress: Object with `begin(label, total)` and `step(done, note="")`. Defaults to `None`.
+        seed: Seed of the negatives. Defaults to `17`.
+        share_article_table: Let `last_article` and `history` read the table of `article`.
+            Defaults to `False`: a table each.
+        progress: Told how many hours are done. Defaults to `None`: silent.
 
     Returns:
-        `out` as a path.
+        The content of `dataset.json`.
 
     Raises:
-        ValueError: For arguments out of range, a missing file, columns that are missing or of
-            the wrong type, and if no click falls in the days or no group is left.
+        StreamError: For a file that is missing, cannot be read, lacks a column, holds a bad value
+            or ends before `days`; or if `out` holds other data.
 
     Example:
 
-    >>> import pyarrow as pa, pyarrow.parquet as pq
-    >>> from keras_exfm.datasets import globo
-    >>> columns = {name: [1] * 60 for name in globo.COLUMNS}
-    >>> columns["user_id"] = list(range(60))
-    >>> columns["click_article_id"] = [7, 8] * 30
-    >>> columns["click_timestamp"] = [1_506_830_400_000 + 1_000 * i for i in range(60)]
-    >>> pq.write_table(pa.table(columns), "clicks_until_2017-10-02.parquet")
-    >>> out = globo.prepare(".", "globo", user_fraction=1.0, negatives=1)
-    >>> rows = pq.read_table(out / "impressions" / "hour=418564" / "part-0.parquet")
-    >>> rows.num_rows, rows.column("article").to_pylist()[:2]
-    (116, [1, 0])
+    >>> import pyarrow.parquet as pq
+    >>> clicks = {name: [1] * 60 for name in COLUMNS}
+    >>> clicks["user_id"] = list(range(60))
+    >>> clicks["click_article_id"] = [7, 8] * 30
+    >>> clicks["click_timestamp"] = [START + 3_600_000 + 1_000 * i for i in range(60)]
+    >>> pq.write_table(pa.table(clicks), "clicks.parquet")
+    >>> info = prepare("clicks.parquet", "globo", user_fraction=1.0, days=(1, 1), negatives=1)
+    >>> info.statistics["clicks"], info.statistics["left_out_without_support"]
+    (60, 2)
 
-    Source: G. de Souza Pereira Moreira et al., "News Session-Based Recommendations using Deep
-    Neural Networks" (2018), for the log; the impressions are this project's protocol.
+    Source of the log: G. de Souza Pereira Moreira et al., "News Session-Based Recommendations
+    using Deep Neural Networks" (2018). The impressions are this project's protocol.
     """
-    parameters = _check(user_fraction, first_day, last_day, negatives)
-    file = find_file(Path(path))
-    with file.open("rb") as stream:
-        source = {"file": file.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    out = Path(out)
-    marker = out / DESCRIPTION_FILE
-    if _is_complete(marker, source, parameters):
-        return out
-    marker.unlink(missing_ok=True)
-    for kind in (partitions.IMPRESSIONS, partitions.LABELS):
-        for folder in (out / kind).glob("hour=*"):
-            shutil.rmtree(folder)
-
-    start_ms, end_ms = (EPOCH_MS + day * MS_PER_DAY for day in (first_day - 1, last_day))
-    log = ClickLog(file, float(user_fraction), end_ms)
-    rows = np.flatnonzero(log.kept & (log.time >= start_ms))
-    if not len(rows):
-        raise ValueError(
-            f"{file}: expected clicks of the kept users in days {first_day}..{last_day} "
-            f"({start_ms}..{end_ms - 1} ms). Received {len(log.time)} clicks of "
-            f"{log.kept_users} kept users in {log.time[0]}..{log.time[-1]} ms."
+    _check(user_fraction, days, negatives)
+    progress = progress or Silent()
+    files = files_of(path)
+    name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+    parameters: dict[str, Any] = {
+        "user_fraction": user_fraction,
+        "days": list(days),
+        "negatives": negatives,
+        "seed": seed,
+        "share_article_table": share_article_table,
+    }
+    source = {"file": name, "sha256": digest(files)}
+    writer = DatasetWriter(out, "globo", parameters, source)
+    if writer.finished is not None:
+        return writer.finished
+    clicks = read_clicks(files, START, START + days[1] * _DAY)
+    if clicks.time[-1] < START + (days[1] - 1) * _DAY:
+        last = int((clicks.time[-1] - START) // _DAY) + 1
+        raise StreamError(f"{files[-1]}: the clicks end on day {last}. Received: days={days}")
+    log = _Log(clicks, user_fraction)
+    groups, statistics = log.groups(START + (days[0] - 1) * _DAY)
+    of_hour = clicks.time[groups] // MS_PER_HOUR
+    wanted = np.unique(of_hour).tolist()
+    progress.begin("Globo impressions", len(wanted))
+    for index, hour in enumerate(wanted):
+        if not writer.has(hour):
+            rows = groups[of_hour == hour]
+            writer.put(hour, *_hour(log, rows, negatives, seed))
+        progress.step(index + 1)
+    written = hours(out)
+    if not written:
+        raise StreamError(f"{name}: no click of days {days} makes a group: {statistics}")
+    return writer.finish(
+        DatasetInfo(
+            name="globo",
+            description=(
+                f"Globo.com news clicks, days {days[0]}-{days[1]} from 2017-10-01, "
+                f"{user_fraction:.0%} of the users. Each click with {negatives} negatives sampled "
+                "from all traffic of the hour before: a negative is an article that was not "
+                "clicked then, not one that was shown."
+            ),
+            schema=_schema(log, share_article_table),
+            first_hour=written[0],
+            last_hour=written[-1],
+            label_window_hours=0,
+            verticals=tuple(f"device{i}" for i in range(1, CONTEXT["click_deviceGroup"][1])),
+            parameters=parameters,
+            source=source,
+            statistics={**statistics, "hours": len(written)},
         )
-    first_hour = start_ms // MS_PER_HOUR
-    last_hour = int(log.time[-1]) // MS_PER_HOUR
-    counts: Counter[str] = Counter()
-    if progress is not None:
-        progress.begin("Globo impressions", last_hour - first_hour + 1)
-    ends = np.searchsorted(
-        log.time[rows], np.arange(first_hour, last_hour + 2) * MS_PER_HOUR, side="left"
     )
-    for index, hour in enumerate(range(first_hour, last_hour + 1)):
-        groups = hour_groups(log, rows[ends[index] : ends[index + 1]], negatives)
-        if groups.impressions.num_rows:
-            partitions.write_impressions(out, hour, groups.impressions)
-            partitions.write_labels(out, hour, groups.labels)
-        counts.update(groups.dropped)
-        counts["groups"] += groups.labels.num_rows
-        if progress is not None:
-            progress.step(index + 1, f"{counts['groups']:,} groups")
-    if not counts["groups"]:
-        raise ValueError(
-            f"{file}: expected at least one impression group. "
-            f"{len(rows)} clicks of kept users were dropped: {dict(counts)}"
+
+
+class _Log:
+    """The clicks with the indexes that answer "how many, before t"."""
+
+    def __init__(self, clicks: Clicks, user_fraction: float) -> None:
+        self.clicks = clicks
+        self.t = clicks.time - START
+        self.span = int(self.t[-1]) + 1
+        self.articles = len(clicks.article_id)
+        # Article and time in one number: one binary search counts clicks before a time.
+        self._by_article = np.sort(clicks.article * self.span + self.t)
+
+        users, first, self.user_of = np.unique(
+            clicks.user_id, return_index=True, return_inverse=True
         )
-    description = {
-        "name": "globo",
-        "description": _DESCRIPTION.format(negatives=negatives),
-        "schema": schema_of(log).to_dict(),
-        "first_hour": first_hour,
-        "last_hour": last_hour,
-        "label_window_hours": 0,
-        "source": source,
-        "parameters": parameters,
-        "counts": {
-            "users": log.kept_users,
+        kept = u01(hash_of(users, _USER_SEED)) < user_fraction
+        self.kept = np.flatnonzero(kept[self.user_of])
+        # Numbered by first click, as articles are.
+        self.number = np.full(len(users), -1, np.int64)
+        kept_users = np.flatnonzero(kept)
+        self.number[kept_users[np.argsort(first[kept_users])]] = np.arange(len(kept_users))
+        self.users = len(kept_users)
+
+        user, t = self.number[self.user_of[self.kept]], self.t[self.kept]
+        article = clicks.article[self.kept]
+        order = np.lexsort((t, user))
+        self._user_article = article[order].astype(np.int32)
+        self._by_user = user[order] * self.span + t[order]
+        pair = user * self.articles + article
+        self._pairs, number = np.unique(pair, return_inverse=True)
+        self._by_pair = np.sort(number * self.span + t)
+
+    def groups(self, start: int) -> tuple[np.ndarray, dict[str, float]]:
+        """Rows of the clicks from `start` (ms) on that become groups, and what was left out."""
+        rows = self.kept[self.clicks.time[self.kept] >= start]
+        supported = np.empty(len(rows), bool)
+        read = np.empty(len(rows), bool)
+        for begin in range(0, len(rows), 100_000):
+            part = slice(begin, begin + 100_000)
+            user, article = self.number[self.user_of[rows[part]]], self.clicks.article[rows[part]]
+            supported[part] = self.clicks_of_others(user, article, self.t[rows[part]]) > 0
+            history, _ = self.history(user, self.t[rows[part]])
+            read[part] = (history == article[:, None]).any(1)
+        late = self.t[rows] >= MS_PER_HOUR
+        statistics: dict[str, float] = {
+            "clicks_of_all_users": len(self.t),
+            "articles": self.articles,
+            "users": self.users,
             "clicks": len(rows),
-            **{f"dropped_{reason}": counts[reason] for reason in DROPS},
-            "groups": counts["groups"],
-        },
+            "left_out_first_hour": int((~late).sum()),
+            "left_out_without_support": int((late & ~supported).sum()),
+            "left_out_already_read": int((late & supported & read).sum()),
+        }
+        return rows[late & supported & ~read], statistics
+
+    def history(self, user: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Articles of a user's last clicks before `t`, newest first, and how many there were."""
+        begin = np.searchsorted(self._by_user, user * self.span)
+        end = np.searchsorted(self._by_user, user * self.span + t)
+        at = end[:, None] - 1 - np.arange(HISTORY)
+        known = at >= begin[:, None]
+        return np.where(known, self._user_article[np.maximum(at, 0)], PADDING), end - begin
+
+    def clicks_of_others(self, user: np.ndarray, article: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """Clicks of an article in the hour before `t` by other users."""
+        everyone = _count(self._by_article, article * self.span, t)
+        pair = user * self.articles + article
+        at = np.minimum(np.searchsorted(self._pairs, pair), len(self._pairs) - 1)
+        own = _count(self._by_pair, at * self.span, t)
+        return everyone - np.where(self._pairs[at] == pair, own, 0)
+
+
+def _count(keys: np.ndarray, base: np.ndarray, t: np.ndarray) -> np.ndarray:
+    since = np.maximum(t - MS_PER_HOUR, 0)
+    return np.searchsorted(keys, base + t) - np.searchsorted(keys, base + since)
+
+
+def _draw(
+    log: _Log, rows: np.ndarray, history: np.ndarray, negatives: int, seed: int
+) -> np.ndarray:
+    """Articles of the negatives, `(groups, negatives)`; -1 where `ROUNDS` draws did not do."""
+    clicks, t = log.clicks, log.t
+    low = np.searchsorted(t, t[rows] - MS_PER_HOUR)
+    width = np.searchsorted(t, t[rows]) - low
+    drawn = np.full((len(rows), negatives), PADDING, np.int64)
+    for k in range(negatives):
+        open_ = np.arange(len(rows))
+        for round_ in range(ROUNDS):
+            # The row in the whole log, not among the kept: a subset of users draws the same.
+            share = u01(hash_of(seed, rows[open_], k, round_))
+            pick = low[open_] + np.floor(share * width[open_]).astype(np.int64)
+            article = clicks.article[pick]
+            refused = (
+                (log.user_of[pick] == log.user_of[rows[open_]])
+                | (article == clicks.article[rows[open_]])
+                | (article[:, None] == drawn[open_, :k]).any(1)
+                | (article[:, None] == history[open_]).any(1)
+            )
+            drawn[open_[~refused], k] = article[~refused]
+            open_ = open_[refused]
+            if not len(open_):
+                break
+    return drawn
+
+
+def _hour(log: _Log, rows: np.ndarray, negatives: int, seed: int) -> tuple[pa.Table, pa.Table]:
+    clicks = log.clicks
+    history, past = log.history(log.number[log.user_of[rows]], log.t[rows])
+    drawn = _draw(log, rows, history, negatives, seed)
+    full = (drawn >= 0).all(1)
+    rows, history, past, drawn = rows[full], history[full], past[full], drawn[full]
+    each = negatives + 1
+    candidates = np.concatenate([clicks.article[rows][:, None], drawn], 1)
+    order = np.argsort(hash_of(seed, rows[:, None], np.arange(each), ROUNDS), 1, kind="stable")
+    article = np.take_along_axis(candidates, order, 1).ravel()
+    positive = (order == 0).ravel()
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, each, 0)
+
+    user = spread(log.number[log.user_of[rows]])
+    t = spread(log.t[rows])
+    time = spread(clicks.time[rows])
+    example = (rows[:, None] * each + np.arange(each)).ravel()
+    minutes = (time - clicks.first_click[article]) / 60_000
+    others = log.clicks_of_others(user, article, t)
+    features = {
+        "user": user,
+        "article": article,
+        **{name: spread(column[rows]) for name, column in clicks.context.items()},
+        "hour_of_day": t // MS_PER_HOUR % 24,
+        "past_clicks": np.minimum(np.floor(np.log2(spread(past) + 1)), _PASTS - 1),
+        "article_age": np.minimum(np.floor(1.5 * np.log2(minutes + 1)), _AGES - 1),
+        "clicks_last_hour": np.minimum(np.floor(2 * np.log2(others)), _COUNTS - 1),
+        "last_article": spread(history[:, 0]),
     }
-    unfinished = marker.with_name(f".{marker.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(description, indent=1) + "\n")
-    os.replace(unfinished, marker)
-    return out
+    listed = spread(history)
+    known = listed >= 0
+    offsets = np.concatenate([[0], np.cumsum(known.sum(1))]).astype(np.int32)
+    device = spread(clicks.context["device"][rows])
+    impressions = pa.table(
+        {
+            "example_id": example,
+            "timestamp": time,
+            "vertical": np.char.add("device", device.astype(str)),
+            "group": spread(rows),
+            **{name: column.astype(np.int32) for name, column in features.items()},
+            "history": pa.ListArray.from_arrays(offsets, pa.array(listed[known], pa.int32())),
+        }
+    )
+    labels = pa.table(
+        {
+            "example_id": example[positive],
+            "timestamp": time[positive],
+            "label": np.ones(int(positive.sum()), np.float32),
+        }
+    )
+    return impressions, labels
 
 
-def _check(user_fraction: Any, first_day: Any, last_day: Any, negatives: Any) -> dict[str, Any]:
-    real = isinstance(user_fraction, numbers.Real) and not isinstance(user_fraction, bool)
-    if not (real and math.isfinite(user_fraction) and 0 < user_fraction <= 1):
+def _schema(log: _Log, share_article_table: bool) -> Schema:
+    table = "article" if share_article_table else None
+    features: list[Feature] = [
+        Categorical("user", log.users),
+        Categorical("article", log.articles),
+        *(Categorical(name, size) for name, size in CONTEXT.values()),
+        Categorical("hour_of_day", 24),
+        Categorical("past_clicks", _PASTS),
+        Categorical("article_age", _AGES),
+        Categorical("clicks_last_hour", _COUNTS),
+        Categorical("last_article", log.articles, table=table),
+        MultiHot("history", log.articles, length=HISTORY, table=table),
+    ]
+    return Schema(features)
+
+
+def _check(user_fraction: float, days: tuple[int, int], negatives: int) -> None:
+    if not 0 < user_fraction <= 1:
         raise ValueError(
-            "`user_fraction` should be a number above 0 and at most 1. "
-            f"Received: user_fraction={user_fraction!r}"
+            f"`user_fraction` should be in (0, 1]. Received: user_fraction={user_fraction!r}"
         )
-    for name, value, most in (
-        ("first_day", first_day, None),
-        ("last_day", last_day, None),
-        ("negatives", negatives, MOST_NEGATIVES),
-    ):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < 1 or (most is not None and value > most):
-            wanted = "of at least 1" if most is None else f"from 1 to {most}"
-            raise ValueError(f"`{name}` should be an integer {wanted}. Received: {name}={value!r}")
-    if last_day < first_day:
+    if len(days) != 2 or not 1 <= days[0] <= days[1] <= 60:
+        raise ValueError(f"`days` should be (first, last), counted from 1. Received: days={days!r}")
+    if not isinstance(negatives, int) or negatives < 1:
         raise ValueError(
-            "`last_day` should not be before `first_day`. "
-            f"Received: first_day={first_day}, last_day={last_day}"
+            f"`negatives` should be an integer of at least 1. Received: negatives={negatives!r}"
         )
-    return {
-        "user_fraction": float(user_fraction),
-        "first_day": int(first_day),
-        "last_day": int(last_day),
-        "negatives": int(negatives),
-        "protocol": _PROTOCOL,
-        "user_salt": USER_SALT,
-        "negative_seed": NEGATIVE_SEED,
-        "rounds": ROUNDS,
-        "window_hours": 1,
-        "history_length": HISTORY_LENGTH,
-    }
-
-
-def _is_complete(marker: Path, source: dict[str, str], parameters: dict[str, Any]) -> bool:
-    try:
-        description = json.loads(marker.read_text())
-    except (OSError, ValueError):
-        return False
-    if not isinstance(description, dict):
-        return False
-    return description.get("source") == source and description.get("parameters") == parameters

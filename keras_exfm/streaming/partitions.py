@@ -40,6 +40,7 @@ class DatasetInfo:
         verticals: The values of `vertical`.
         parameters: Arguments that the data were made with.
         source: File name and SHA-256 of what the data were made from. Defaults to `None`.
+        statistics: Counts of what was kept and left out. Defaults to none.
 
     Example:
 
@@ -59,6 +60,7 @@ class DatasetInfo:
     verticals: tuple[str, ...]
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: dict[str, str] | None = None
+    statistics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def write(self, root: str | os.PathLike[str]) -> None:
         """Writes `root/dataset.json`, whole or not at all."""

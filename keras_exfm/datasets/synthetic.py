@@ -1,0 +1,287 @@
+"""A drifting ad stream whose true click probabilities are known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from keras_exfm.datasets._ad_world import (
+    ADVERTISERS,
+    FIELDS,
+    HISTORY,
+    PLACEMENTS,
+    AdState,
+    AdWorld,
+    Clicks,
+    births,
+    impressions_of_hour,
+)
+from keras_exfm.datasets._writing import DatasetWriter, Progress, Silent
+from keras_exfm.features import Categorical, MultiHot, Numeric, Schema
+from keras_exfm.streaming.columns import MS_PER_HOUR
+from keras_exfm.streaming.partitions import DatasetInfo
+
+START_HOUR = 473_352
+"""2024-01-01 00:00 UTC, the hour that a synthetic stream begins with."""
+
+
+class SyntheticAds:
+    """Impressions of ads in several verticals, with a known click probability each.
+
+    `label ~ Bernoulli(sigmoid(z))` with
+
+    `z = b_v + main + pair + third + history + numeric + sum_k planted_k`
+
+    * `main`: effects of user, ad, placement, device and hour of day;
+    * `pair = <p_u, q_a>`: latent vectors of user and ad;
+    * `third = sum_d r_ud s_ad c_d(device)`;
+    * `history = <mean of q over the ads that the user clicked last, q_a>`;
+    * `numeric`: `relevance`, whose slope depends on the category, and the square of `price`;
+    * `planted_k = w_k f_1(x_1) ... f_k(x_k)` over the first `k` of the fields segment, category,
+      device, region, language, browser, format, hour of day, with random signs `f_i`: an
+      interaction of order `k` that no model of a lower order sees.
+
+    Each term has mean 0 and about the standard deviation that `effects` says. Users and ads
+    leave and are replaced; user, ad, segment and category vectors drift as Ornstein-Uhlenbeck
+    processes. Half of a user's vector is the segment's and half of an ad's is the category's, so
+    that newcomers are not unknown. Verticals differ in click rate, traffic, devices, numeric
+    slopes and their offsets per category; they share the vectors, so traffic of one helps the
+    others. All columns of an impression are known before it: the history holds clicks that came in
+    before its hour. A click's label event comes after an exponential delay that is shorter than
+    the label window.
+
+    Hours depend on `seed` and on the hours before them, not on how many follow.
+
+    Args:
+        hours: Number of hours. Defaults to `96`.
+        examples_per_hour: Impressions an hour. Defaults to `2500`.
+        users: Users at any time. Defaults to `1000`.
+        ads: Ads at any time. Defaults to `300`.
+        verticals: Names. Defaults to `("feed", "search", "video")`.
+        click_rates: About the click rate of each vertical. Defaults to `(0.08, 0.14, 0.1)`.
+        traffic: Share of the impressions of each vertical. Defaults to `(0.5, 0.25, 0.25)`.
+        effects: Standard deviation of each term of `z` that is to differ from
+            `{"main": 0.6, "pair": 0.8, "third": 0.4, "history": 0.4, "numeric": 0.4}`.
+            Defaults to `None`.
+        planted: Order (2 to 8) -> weight `w_k`. Defaults to `None`: `{3: 0.3, 4: 0.2}`.
+        user_lifetime_hours: Mean time until a user leaves. Defaults to `400.0`.
+        ad_lifetime_hours: Mean time until an ad leaves. Defaults to `120.0`.
+        drift_hours: Time in which the correlation of a drifting effect with itself falls to
+            1/e. Defaults to `300.0`.
+        label_window_hours: Longest delay of a label. Defaults to `2`.
+        label_delay_minutes: Mean of the delay before it is cut. Defaults to `20.0`.
+        seed: Seed of everything. Defaults to `0`.
+
+    Example:
+
+    >>> stream = SyntheticAds(hours=3, examples_per_hour=200)
+    >>> info = stream.write("ads")
+    >>> info.last_hour - info.first_hour, info.verticals
+    (2, ('feed', 'search', 'video'))
+    >>> from keras_exfm.streaming import partitions
+    >>> table = partitions.read_impressions("ads", info.first_hour, info.schema)
+    >>> table.num_rows, 0 < table["true_probability"][0].as_py() < 1
+    (200, True)
+    """
+
+    def __init__(
+        self,
+        hours: int = 96,
+        examples_per_hour: int = 2500,
+        users: int = 1000,
+        ads: int = 300,
+        verticals: Sequence[str] = ("feed", "search", "video"),
+        click_rates: Sequence[float] = (0.08, 0.14, 0.1),
+        traffic: Sequence[float] = (0.5, 0.25, 0.25),
+        effects: Mapping[str, float] | None = None,
+        planted: Mapping[int | str, float] | None = None,
+        user_lifetime_hours: float = 400.0,
+        ad_lifetime_hours: float = 120.0,
+        drift_hours: float = 300.0,
+        label_window_hours: int = 2,
+        label_delay_minutes: float = 20.0,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (
+            ("hours", hours),
+            ("examples_per_hour", examples_per_hour),
+            ("users", users),
+            ("ads", ads),
+            ("label_window_hours", label_window_hours),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"`{name}` should be an integer of at least 1. Received: {name}={value!r}"
+                )
+        for name, number in (
+            ("user_lifetime_hours", user_lifetime_hours),
+            ("ad_lifetime_hours", ad_lifetime_hours),
+            ("drift_hours", drift_hours),
+        ):
+            if not number >= 1:
+                raise ValueError(f"`{name}` should be at least 1. Received: {name}={number!r}")
+        if not label_delay_minutes > 0:
+            raise ValueError(
+                "`label_delay_minutes` should be positive. "
+                f"Received: label_delay_minutes={label_delay_minutes!r}"
+            )
+        if not verticals or len(set(verticals)) != len(verticals):
+            raise ValueError(
+                f"`verticals` should be distinct names. Received: verticals={verticals!r}"
+            )
+        for name, numbers, top in (("click_rates", click_rates, 1.0), ("traffic", traffic, np.inf)):
+            if len(numbers) != len(verticals) or not all(0 < x < top for x in numbers):
+                raise ValueError(
+                    f"`{name}` should have a number above 0 for each of {list(verticals)}"
+                    f"{', below 1' if top == 1 else ''}. Received: {name}={numbers!r}"
+                )
+        defaults = {"main": 0.6, "pair": 0.8, "third": 0.4, "history": 0.4, "numeric": 0.4}
+        unknown = sorted(set(effects or {}) - set(defaults))
+        if unknown:
+            raise ValueError(
+                f"`effects` has the terms {list(defaults)}. Received: {unknown} as well"
+            )
+        self.hours = hours
+        self.examples_per_hour = examples_per_hour
+        self.users = users
+        self.ads = ads
+        self.verticals = tuple(verticals)
+        self.click_rates = tuple(click_rates)
+        self.traffic = tuple(traffic)
+        self.effects = {**defaults, **(effects or {})}
+        self.planted = _orders({3: 0.3, 4: 0.2} if planted is None else planted)
+        self.user_lifetime_hours = user_lifetime_hours
+        self.ad_lifetime_hours = ad_lifetime_hours
+        self.drift_hours = drift_hours
+        self.label_window_hours = label_window_hours
+        self.label_delay_minutes = label_delay_minutes
+        self.seed = seed
+
+    @property
+    def schema(self) -> Schema:
+        """The features; `user` has two embeddings, `history` reads the table of `ad`."""
+        ads = self.ads + births(self.hours - 1, self.ads, self.ad_lifetime_hours)
+        return Schema(
+            [
+                Categorical(
+                    "user",
+                    self.users + births(self.hours - 1, self.users, self.user_lifetime_hours),
+                    embeddings=2,
+                ),
+                Categorical("ad", ads),
+                Categorical("advertiser", ADVERTISERS),
+                Categorical("placement", PLACEMENTS * len(self.verticals)),
+                *(Categorical(name, size) for name, size in FIELDS.items()),
+                MultiHot("history", ads, length=HISTORY, table="ad"),
+                Numeric("relevance"),
+                Numeric("price"),
+                Numeric("ad_age"),
+            ]
+        )
+
+    def write(self, path: str | os.PathLike[str], progress: Progress | None = None) -> DatasetInfo:
+        """Writes `impressions/`, `labels/` and `dataset.json`.
+
+        A repeated call completes what a stopped one left, and does nothing when all is there.
+
+        Args:
+            path: Folder to write to.
+            progress: Told how many hours are done. Defaults to `None`: silent.
+
+        Returns:
+            The content of `dataset.json`.
+
+        Raises:
+            StreamError: If the folder holds other data.
+        """
+        progress = progress or Silent()
+        writer = DatasetWriter(path, "synthetic", self._parameters())
+        if writer.finished is not None:
+            return writer.finished
+        total = self.hours + self.label_window_hours
+        progress.begin("Synthetic impressions", total)
+        for done, (hour, impressions, labels) in enumerate(self.tables(), 1):
+            writer.put(hour, impressions, labels)
+            progress.step(done)
+        return writer.finish(
+            DatasetInfo(
+                name="synthetic",
+                description=(
+                    f"Synthetic ads in {', '.join(self.verticals)}: {self.users} users, {self.ads} "
+                    "ads, drifting effects, delayed labels. Click probabilities are known."
+                ),
+                schema=self.schema,
+                first_hour=START_HOUR,
+                last_hour=START_HOUR + self.hours - 1,
+                label_window_hours=self.label_window_hours,
+                verticals=self.verticals,
+                parameters=self._parameters(),
+            )
+        )
+
+    def tables(self) -> Iterator[tuple[int, pa.Table | None, pa.Table]]:
+        """Hour, its impressions (`None` after the last hour) and its label events, in time order.
+
+        Label events go on for `label_window_hours` after the last impressions.
+        """
+        world = AdWorld(self)
+        state = AdState(self, world)
+        waiting: list[Clicks] = []
+        for index in range(self.hours + self.label_window_hours):
+            impressions = None
+            if index < self.hours:
+                if index:
+                    state.step(index)
+                impressions, clicks = impressions_of_hour(self, world, state, index, START_HOUR)
+                waiting.append(clicks)
+            everything = Clicks.concatenate(waiting)
+            now = everything.time < (index + 1) * MS_PER_HOUR
+            due, waiting = everything.select(now).in_time_order(), [everything.select(~now)]
+            # Known from the next hour on.
+            state.clicked(due)
+            labels = pa.table(
+                {
+                    "example_id": due.example_id,
+                    "timestamp": due.time + START_HOUR * MS_PER_HOUR,
+                    "label": np.ones(len(due.time), np.float32),
+                }
+            )
+            yield START_HOUR + index, impressions, labels
+
+    def _parameters(self) -> dict[str, Any]:
+        planted = {str(order): weight for order, weight in self.planted.items()}
+        return {
+            "hours": self.hours,
+            "examples_per_hour": self.examples_per_hour,
+            "users": self.users,
+            "ads": self.ads,
+            "verticals": self.verticals,
+            "click_rates": self.click_rates,
+            "traffic": self.traffic,
+            "effects": self.effects,
+            "planted": planted,
+            "user_lifetime_hours": self.user_lifetime_hours,
+            "ad_lifetime_hours": self.ad_lifetime_hours,
+            "drift_hours": self.drift_hours,
+            "label_window_hours": self.label_window_hours,
+            "label_delay_minutes": self.label_delay_minutes,
+            "seed": self.seed,
+        }
+
+
+def _orders(planted: Mapping[int | str, float]) -> dict[int, float]:
+    """Keys as integers: TOML and JSON know strings only."""
+    orders: dict[int, float] = {}
+    for key, weight in planted.items():
+        order = int(key) if str(key).isdigit() else 0
+        if not 2 <= order <= len(FIELDS) or not weight >= 0:
+            raise ValueError(
+                f"`planted` should map orders 2..{len(FIELDS)} to weights of at least 0. "
+                f"Received: {key!r}: {weight!r}"
+            )
+        orders[order] = float(weight)
+    return dict(sorted(orders.items()))
