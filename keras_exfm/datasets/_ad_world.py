@@ -31,6 +31,7 @@ ADVERTISERS = 40
 HISTORY = 8
 _DIM = 4
 _OFFSET = 0.3
+_GROUP_SHARE = np.float32(2 / 3)
 # Kinds of random draws; each hour and kind has a generator of its own.
 _WORLD, _STATE, _ROWS = range(3)
 
@@ -134,11 +135,16 @@ class AdState:
         )
 
     def _combine(self) -> None:
-        """Vectors of pairs (0) and triples (1): half the group's, half one's own."""
-        half = np.float32(0.5**0.5)
-        user, ad = self.user, self.ad
-        user["vector"] = half * (self.segment[user["segment"]] + user["own"])
-        ad["vector"] = half * (self.category[ad["category"]] + ad["own"])
+        """Vectors of pairs (0) and triples (1): two thirds the group's, one third one's own."""
+        for one, groups, name in (
+            (self.user, self.segment, "segment"),
+            (self.ad, self.category, "category"),
+        ):
+            # Few groups: as drawn, their spread and so the terms' would vary from seed to seed.
+            groups = (groups - groups.mean(0)) / groups.std(0)
+            one["vector"] = _GROUP_SHARE**0.5 * groups[one[name]]
+            one["vector"] += (1 - _GROUP_SHARE) ** 0.5 * one["own"]
+        ad = self.ad
         self._vector_of_id[ad["id"]] = ad["vector"][:, 0]
 
     def _new_users(self, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -238,7 +244,7 @@ def impressions_of_hour(
         "pair": np.einsum("nd,nd->n", p[:, 0], q[:, 0]) / root,
         "third": np.einsum("nd,nd,nd->n", p[:, 1], q[:, 1], world.third[device]) / root,
         # The mean of several vectors is shorter than one.
-        "history": np.einsum("nd,nd->n", state.interests()[u], q[:, 0]) * (1.7 / root),
+        "history": np.einsum("nd,nd->n", state.interests()[u], q[:, 0]) * (1.3 / root),
         "numeric": world.slope[vertical]
         * (
             (0.6 + 0.5 * world.category_slope[fields["category"]]) * relevance

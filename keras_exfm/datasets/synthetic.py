@@ -47,8 +47,8 @@ class SyntheticAds:
 
     Each term has mean 0 and about the standard deviation that `effects` says. Users and ads
     leave and are replaced; user, ad, segment and category vectors drift as Ornstein-Uhlenbeck
-    processes. Half of a user's vector is the segment's and half of an ad's is the category's, so
-    that newcomers are not unknown. Verticals differ in click rate, traffic, devices, numeric
+    processes. Two thirds of a user's vector are the segment's and of an ad's the category's,
+    so that newcomers are not unknown. Verticals differ in click rate, traffic, devices, numeric
     slopes and their offsets per category; they share the vectors, so traffic of one helps the
     others. All columns of an impression are known before it: the history holds clicks that came in
     before its hour. A click's label event comes after an exponential delay that is shorter than
@@ -65,7 +65,7 @@ class SyntheticAds:
         click_rates: About the click rate of each vertical. Defaults to `(0.08, 0.14, 0.1)`.
         traffic: Share of the impressions of each vertical. Defaults to `(0.5, 0.25, 0.25)`.
         effects: Standard deviation of each term of `z` that is to differ from
-            `{"main": 0.6, "pair": 0.8, "third": 0.4, "history": 0.4, "numeric": 0.4}`.
+            `{"main": 0.5, "pair": 0.7, "third": 0.3, "history": 0.3, "numeric": 0.4}`.
             Defaults to `None`.
         planted: Order (2 to 8) -> weight `w_k`. Defaults to `None`: `{3: 0.3, 4: 0.2}`.
         user_lifetime_hours: Mean time until a user leaves. Defaults to `400.0`.
@@ -139,7 +139,7 @@ class SyntheticAds:
                     f"`{name}` should have a number above 0 for each of {list(verticals)}"
                     f"{', below 1' if top == 1 else ''}. Received: {name}={numbers!r}"
                 )
-        defaults = {"main": 0.6, "pair": 0.8, "third": 0.4, "history": 0.4, "numeric": 0.4}
+        defaults = {"main": 0.5, "pair": 0.7, "third": 0.3, "history": 0.3, "numeric": 0.4}
         unknown = sorted(set(effects or {}) - set(defaults))
         if unknown:
             raise ValueError(
