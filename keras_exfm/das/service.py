@@ -32,6 +32,9 @@ class HourReport:
         mean_age_s: Mean age of the teacher over the scored rows, seconds; NaN without any.
         late_labels: Label events of this hour's examples that came after their window.
         duplicate_labels: Further label events of an example that has one; the largest label wins.
+        early_labels: Label events of this hour's examples that are dated before them.
+        orphan_labels: Label events of this hour (by their own time) of no example in any hour that
+            they could belong to.
     """
 
     hour: int
@@ -43,6 +46,8 @@ class HourReport:
     mean_age_s: float = math.nan
     late_labels: int = 0
     duplicate_labels: int = 0
+    early_labels: int = 0
+    orphan_labels: int = 0
 
     @property
     def coverage(self) -> float:
@@ -56,7 +61,8 @@ class DataAugmentationService:
     Each example is scored once, whichever verticals will read it, by the newest snapshot that was
     published at or before its own time, so that no teacher has seen the label that it predicts.
     Its label is the largest among the label events within `label_window_hours` of it, and 0 if
-    there is none. An hour is committed whole, in one Delta transaction; repeating it does nothing.
+    there is none. An hour is committed whole, in one Delta transaction; repeating it does nothing,
+    so a service that was killed goes on with `process_pending`.
 
     Args:
         source: Folder with `impressions/` and `labels/` (docs/architecture.md).
@@ -65,7 +71,7 @@ class DataAugmentationService:
         snapshots: The teacher's snapshots. Defaults to `None`: none.
         scorer: How examples are scored. Defaults to `None`: a `KerasScorer`, if there are
             `snapshots`, else no teacher. A scorer without `snapshots` (`CallableScorer`) is a
-            fixed teacher of age 0.
+            fixed teacher of unknown age.
         label_window_hours: Hours after an example in which its label may come. Defaults to `0`:
             within the example's own hour.
 
@@ -107,6 +113,7 @@ class DataAugmentationService:
         self.snapshots = snapshots
         self.scorer = scorer or (KerasScorer(schema) if snapshots is not None else None)
         self.label_window_hours = label_window_hours
+        self._recent_ids: dict[int, np.ndarray] = {}
 
     @property
     def label_lag(self) -> int:
@@ -117,6 +124,23 @@ class DataAugmentationService:
         """The hours of impressions after the last committed one."""
         done = streaming.hours(self.stream)
         return [h for h in partitions.hours(self.source) if not done or h > done[-1]]
+
+    def process_pending(self, ended: bool = True) -> list[HourReport]:
+        """Processes, in time order, the hours that are not committed yet.
+
+        Args:
+            ended: Whether the stream has ended. `False` leaves out hours whose labels may still
+                come: those whose window reaches the newest hour on disk. Defaults to `True`.
+
+        Returns:
+            The hours' reports. None of an hour that fails, nor of those after it; those before it
+            stay committed.
+        """
+        hours = self.pending()
+        if not ended and hours:
+            newest = max(hours[-1], *partitions.hours(self.source, partitions.LABELS)[-1:])
+            hours = [hour for hour in hours if hour + self.label_lag < newest]
+        return [self.process_hour(hour) for hour in hours]
 
     def process_hour(self, hour: int) -> HourReport:
         """Labels, scores and commits one hour, unless it is committed.
@@ -140,7 +164,9 @@ class DataAugmentationService:
         example_id, timestamp = (
             self._integers(table, n, where) for n in ("example_id", "timestamp")
         )
-        label, late, duplicates = self._labels(hour, example_id, timestamp)
+        earlier = self._earlier_ids(hour)
+        self._refuse_repeats(example_id, earlier, where)
+        label, counts = self._labels(hour, example_id, timestamp, earlier)
         logit, snapshot, age, not_finite = self._scores(table, timestamp, where)
         for name, column in (
             ("label", pa.array(label)),
@@ -152,6 +178,7 @@ class DataAugmentationService:
         committed = streaming.write_hour(
             self.stream, hour, table, self.schema, app_id="das", source=where
         )
+        self._recent_ids = {**earlier, hour: example_id}
         scored = np.isfinite(logit)
         return HourReport(
             hour,
@@ -161,8 +188,7 @@ class DataAugmentationService:
             scored=int(scored.sum()),
             not_finite=not_finite,
             mean_age_s=float(age[scored].mean()) if scored.any() else math.nan,
-            late_labels=late,
-            duplicate_labels=duplicates,
+            **counts,
         )
 
     @staticmethod
@@ -175,28 +201,81 @@ class DataAugmentationService:
             )
         return column.to_numpy().astype(np.int64)
 
+    @property
+    def _reach(self) -> int:
+        """Hours of label partitions that are read after an hour's own.
+
+        One more than the window needs, so that late events are seen and counted.
+        """
+        return self.label_lag + 1
+
+    def _earlier_ids(self, hour: int) -> dict[int, np.ndarray]:
+        """Example ids of the hours before whose label partitions overlap this hour's."""
+        there = partitions.hours(self.source)
+        for h in range(hour - self._reach, hour):
+            # Kept from hour to hour; after a restart they are read again.
+            if h not in self._recent_ids and h in there:
+                where = str(self.source / partitions.IMPRESSIONS / f"hour={h}")
+                table = partitions.read_impressions(self.source, h)
+                self._recent_ids[h] = self._integers(table, "example_id", where)
+        return {h: ids for h, ids in self._recent_ids.items() if hour - self._reach <= h < hour}
+
+    @staticmethod
+    def _refuse_repeats(example_id: np.ndarray, earlier: dict[int, np.ndarray], where: str) -> None:
+        for hour, ids in earlier.items():
+            again = np.isin(example_id, ids)
+            if again.any():
+                row = int(np.argmax(again))
+                raise StreamError(
+                    f"{where}: Column 'example_id': expected ids that no other example has. "
+                    f"Received {example_id[row]} in row {row}, which hour={hour} has as well "
+                    f"({int(again.sum())} such rows)."
+                )
+
     def _labels(
-        self, hour: int, example_id: np.ndarray, timestamp: np.ndarray
-    ) -> tuple[np.ndarray, int, int]:
-        # One hour more than the window reaches, so that late events are seen and counted.
-        events = partitions.read_labels(self.source, hour, hour + self.label_lag + 1)
-        label = np.zeros(len(example_id), np.float32)
+        self,
+        hour: int,
+        example_id: np.ndarray,
+        timestamp: np.ndarray,
+        earlier: dict[int, np.ndarray],
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        events = partitions.read_labels(self.source, hour, hour + self._reach)
+        event_id, event_time, value = (
+            events.column(name).to_numpy() for name in ("example_id", "timestamp", "label")
+        )
+        odd = (value != 0) & (value != 1)
+        if odd.any():
+            bad = int(np.argmax(odd))
+            raise StreamError(
+                f"{self.source / partitions.LABELS / f'hour={event_time[bad] // MS_PER_HOUR}'}: "
+                f"Column 'label': expected 0 or 1. Received {value[bad]!r} for example "
+                f"{event_id[bad]} ({int(odd.sum())} such rows in the hours {hour}.."
+                f"{hour + self._reach})."
+            )
         order = np.argsort(example_id, kind="stable")
         ids = example_id[order]
-        event_id = events.column("example_id").to_numpy()
         at = np.minimum(np.searchsorted(ids, event_id), len(ids) - 1)
         ours = ids[at] == event_id
-        row = order[at[ours]]
-        delay = events.column("timestamp").to_numpy()[ours] - timestamp[row]
+        row, time, value = order[at[ours]], event_time[ours], value[ours]
+        delay = time - timestamp[row]
         if self.label_window_hours:
-            in_time = delay <= self.label_window_hours * MS_PER_HOUR
+            late = delay > self.label_window_hours * MS_PER_HOUR
         else:
-            in_time = timestamp[row] // MS_PER_HOUR == (timestamp[row] + delay) // MS_PER_HOUR
-        in_time &= delay >= 0
-        value = events.column("label").to_numpy()[ours][in_time]
-        row = row[in_time]
-        np.maximum.at(label, row, value)
-        return label, int((~in_time).sum()), len(row) - len(np.unique(row))
+            late = time // MS_PER_HOUR > hour
+        early = delay < 0
+        used = row[~late & ~early]
+        label = np.zeros(len(example_id), np.float32)
+        np.maximum.at(label, used, value[~late & ~early])
+        # Each event is of one hour, so that the orphans of all hours add up.
+        strange = ~ours & (event_time // MS_PER_HOUR == hour)
+        for known in earlier.values():
+            strange[strange] = ~np.isin(event_id[strange], known)
+        return label, {
+            "late_labels": int(late.sum()),
+            "early_labels": int(early.sum()),
+            "duplicate_labels": len(used) - len(np.unique(used)),
+            "orphan_labels": int(strange.sum()),
+        }
 
     def _scores(
         self, table: pa.Table, timestamp: np.ndarray, where: str
@@ -207,21 +286,21 @@ class DataAugmentationService:
         age = np.full(rows, np.nan, np.float32)
         if self.scorer is None:
             return logit, name, age, 0
-        raw = {f.name: raw_feature(_flat(table.column(f.name)), f) for f in self.schema}
         try:
+            raw = {f.name: raw_feature(table.column(f.name), f) for f in self.schema}
             features = self.schema.encode(raw)
         except SchemaError as error:
             raise StreamError(f"{where}: {error}") from error
         if self.snapshots is None:
             logit, bad = checked_logits(self.scorer.score(features, None), rows, "(callable)")
-            age[np.isfinite(logit)] = 0.0
             return logit, name, age, bad
-        published = np.array([s.published_at for s in self.snapshots.list()], np.int64)
+        snapshots = self.snapshots.list()
+        published = np.array([s.published_at for s in snapshots], np.int64)
         # 0: no snapshot is old enough.
         chosen = np.searchsorted(published, timestamp, side="right")
         bad = 0
         for index in np.unique(chosen[chosen > 0]):
-            snapshot = self.snapshots.list()[index - 1]
+            snapshot = snapshots[index - 1]
             mine = chosen == index
             part = {n: column[mine] for n, column in features.items()}
             scores, broken = checked_logits(
@@ -233,8 +312,3 @@ class DataAugmentationService:
             name[known] = snapshot.id
             age[known] = (timestamp[known] - snapshot.published_at) / 1000
         return logit, name, age, bad
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined

@@ -83,7 +83,8 @@ def test_labels_join_within_their_window(tmp_path):
     result = service(tmp_path, label_window_hours=1).process_hour(5)
     assert read(tmp_path, 5)["label"].tolist() == [0, 1, 0, 1, 0, 0]
     assert (result.rows, result.positives, result.scored) == (6, 2, 0)
-    assert (result.late_labels, result.duplicate_labels) == (2, 1)
+    assert (result.late_labels, result.early_labels) == (1, 1)
+    assert (result.duplicate_labels, result.orphan_labels) == (1, 1)
     assert math.isnan(result.mean_age_s)
     assert result.coverage == 0.0
 
