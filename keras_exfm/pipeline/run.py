@@ -425,7 +425,9 @@ def _table_parameters(model: Any) -> int:
     from keras_exfm.layers import FeatureEmbedding
 
     return sum(
-        layer.table_parameters for layer in model.layers if isinstance(layer, FeatureEmbedding)
+        layer.table.rows * layer.dim
+        for layer in model.layers
+        if isinstance(layer, FeatureEmbedding) and layer.table is not None
     )
 
 
