@@ -1,9 +1,22 @@
 """NumPy float64 restatements of the baselines' interaction layers: `f(layer, inputs)`."""
 
+import keras
 import numpy as np
 
 from tests.layers import reference
 from tests.testing import to_numpy
+
+
+def initialize_with_numpy(monkeypatch):
+    """JAX compiles a random generator for every new shape, which would take most of the time."""
+    rng = np.random.default_rng(3)
+
+    def normal(self, shape, dtype=None, **kwargs):
+        value = rng.normal(scale=0.3, size=shape).astype(dtype or "float32")
+        return keras.ops.convert_to_tensor(value)
+
+    for cls in (keras.initializers.GlorotUniform, keras.initializers.RandomNormal):
+        monkeypatch.setattr(cls, "__call__", normal)
 
 
 def weights(layer):

@@ -25,6 +25,7 @@ from tests.layers.baseline_reference import (
     feature_selection,
     fieldwise,
     first_order,
+    initialize_with_numpy,
     mask_block,
     pairs,
     powers,
@@ -34,6 +35,11 @@ from tests.testing import parameter_count, run_layer_test, to_numpy
 
 # Three examples, and no two sizes equal, so that a mix-up of axes shows.
 BATCH, N, DIM = 3, 5, 4
+
+
+@pytest.fixture(autouse=True)
+def _initial_values(monkeypatch):
+    initialize_with_numpy(monkeypatch)
 
 
 def normal(*shape, seed=0):

@@ -1,6 +1,5 @@
 """The baselines of the zoo. Each is restated in NumPy, by the structure of its docstring."""
 
-import contextlib
 import inspect
 import itertools
 import json
@@ -364,19 +363,19 @@ def make(case, **kwargs):
     return cls(SCHEMA, **config, **kwargs)
 
 
-def abstract():
-    """Models made within have shapes but no values, which on JAX saves seconds of compilation.
+@pytest.fixture(autouse=True)
+def _initial_values(monkeypatch):
+    layers.initialize_with_numpy(monkeypatch)
 
-    Keras would give them values in the next `fit`, so clear its session before.
-    """
+
+def abstract():
+    """Models made within have shapes but no values."""
     return keras.StatelessScope(initialize_variables=False)
 
 
 def scrambled(case, **kwargs):
     """A model with weights of a size that exercises every term, the same on every backend."""
-    with abstract() if keras.backend.backend() == "jax" else contextlib.nullcontext():
-        model = make(case, **kwargs)
-    keras.utils.clear_session(free_memory=False)
+    model = make(case, **kwargs)
     rng = np.random.default_rng(7)
     for v in sorted(model.weights, key=lambda v: v.path):
         ones = v.path.endswith(("gamma", "moving_variance"))
