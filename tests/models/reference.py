@@ -13,6 +13,11 @@ def weights(model):
     return {v.path: to_numpy(v).astype("float64") for v in model.trainable_variables}
 
 
+def all_weights(model):
+    """Also those that no gradient moves: the row optimizer's table, slots and counters."""
+    return {v.path: to_numpy(v) for v in model.weights}
+
+
 def head(w, x, name):
     i = 0
     while f"{name}-{i}/kernel" in w:

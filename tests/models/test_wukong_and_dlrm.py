@@ -8,6 +8,7 @@ import pytest
 
 from keras_exfm.features import Categorical, MultiHot, Numeric, Schema
 from keras_exfm.models import DLRM, Wukong
+from keras_exfm.optimizers import RowwiseAdagrad
 from tests.models import reference
 
 # Names that Keras gives to layers, inputs and operations of its own.
@@ -194,6 +195,27 @@ def test_training_follows_float64_gradient_descent(case):
     assert moved > 0.05
     for path, value in reference.weights(model).items():
         np.testing.assert_allclose(value, expected[path], atol=2e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("make", [make_wukong, make_dlrm])
+def test_row_optimizer_of_the_table_survives_saving(make, tmp_path):
+    model = make(optimizer=RowwiseAdagrad(0.25))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    before = reference.all_weights(model)["feature-embedding/embeddings/table"]
+    model.fit(batch(), np.ones(6), verbose=0)
+    assert not np.array_equal(
+        reference.all_weights(model)["feature-embedding/embeddings/table"], before
+    )
+    model.save(tmp_path / "m.keras")
+    reloaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert reloaded.get_config() == model.get_config()
+    optimizer = reloaded.get_layer("feature-embedding").optimizer
+    assert isinstance(optimizer, RowwiseAdagrad)
+    assert optimizer.learning_rate == 0.25
+    for (path, a), b in zip(
+        reference.all_weights(model).items(), reference.all_weights(reloaded).values()
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=path)
 
 
 def test_one_setting_stands_for_every_layer():
