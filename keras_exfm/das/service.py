@@ -292,15 +292,16 @@ class DataAugmentationService:
         except SchemaError as error:
             raise StreamError(f"{where}: {error}") from error
         if self.snapshots is None:
-            logit, bad = checked_logits(self.scorer.score(features, None), rows, "(callable)")
+            scores = self.scorer.score(features, None)
+            logit, bad = checked_logits(scores, rows, type(self.scorer).__name__)
             return logit, name, age, bad
-        snapshots = self.snapshots.list()
-        published = np.array([s.published_at for s in snapshots], np.int64)
+        published = np.array(self.snapshots.times(), np.int64)
         # 0: no snapshot is old enough.
         chosen = np.searchsorted(published, timestamp, side="right")
         bad = 0
         for index in np.unique(chosen[chosen > 0]):
-            snapshot = snapshots[index - 1]
+            snapshot = self.snapshots.latest(before=int(published[index - 1]))
+            assert snapshot is not None
             mine = chosen == index
             part = {n: column[mine] for n, column in features.items()}
             scores, broken = checked_logits(

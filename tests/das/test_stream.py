@@ -78,11 +78,8 @@ def plain_join(examples, events, window, lag):
                 continue
             if when < time:
                 counts["early_labels"] += 1
-            elif (
-                (window
-                and when - time <= window * MS_PER_HOUR)
-                or (not window
-                and (when // MS_PER_HOUR == hour))
+            elif (window and when - time <= window * MS_PER_HOUR) or (
+                not window and (when // MS_PER_HOUR == hour)
             ):
                 used.append(value)
             else:
