@@ -86,7 +86,7 @@ class DataAugmentationService:
     ...     "data", 0, pa.table({"example_id": [2], "timestamp": [12], "label": [1.0]}))
     >>> service = DataAugmentationService(
     ...     "data", "labelled", kx.Schema([kx.Numeric("age")]),
-    ...     scorer=CallableScorer(lambda features: 2 * features["age"]))
+    ...     scorer=kx.das.CallableScorer(lambda features: 2 * features["age"]))
     >>> service.process_hour(0).positives
     1
     >>> kx.streaming.read_hour("labelled", 0)["teacher_logit"].tolist()

@@ -96,7 +96,7 @@ def gain_figure(curves: VerticalCurves, styles: Styles) -> str:
     shown = [np.zeros(len(x))]
     for model, curve in curves.cumulative_gain.items():
         _line(axes, x, curve, styles, model)
-        shown.append(curve.mean)
+        shown += [curve.mean, curve.mean - curve.sd, curve.mean + curve.sd]
     _fit_y(axes, shown, curves)
     return _svg(figure)
 
