@@ -282,7 +282,10 @@ def test_a_stopped_write_is_completed(written, tmp_path):
     assert len(partitions.hours(tmp_path)) == 3
     with pytest.raises(StreamError, match=r"another data set: parameters.seed: 5 \(there: 0\)"):
         stream(seed=5).write(tmp_path)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet")}
+    assert len(kept) == 6
     assert stream().write(tmp_path) == info
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     for file in sorted(folder.rglob("*.parquet")):
         assert file.read_bytes() == (tmp_path / file.relative_to(folder)).read_bytes()
     with pytest.raises(StreamError, match="parameters.examples_per_hour: 300"):
