@@ -48,7 +48,8 @@ def log_loss(
     """
     y, z, w = _rows(y_true, y_pred, sample_weight)
     if from_logits:
-        losses = np.logaddexp(0, z) - y * z
+        with np.errstate(invalid="ignore"):
+            losses = np.logaddexp(0, z) - y * z
     else:
         eps = np.finfo(np.float64).eps
         p = np.clip(z, eps, 1 - eps)
