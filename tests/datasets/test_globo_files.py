@@ -224,3 +224,17 @@ def test_bad_arguments_are_named(tmp_path, options):
         prepare(tmp_path / "clicks.parquet", tmp_path / "out", **options)
     assert repr(value) in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_ones_own_clicks_are_no_negatives_even_when_out_of_the_history(tmp_path):
+    """Thirty clicks in an hour: the first ten have left the history, read by that user alone."""
+    article = [100, 101, 102, *range(30), 100]
+    columns = {name: np.ones(len(article), np.int64) for name in globo.COLUMNS}
+    columns["click_article_id"] = np.array(article)
+    columns["user_id"] = np.array([1, 1, 1, *[0] * 31])
+    columns["click_timestamp"] = globo.START + 2 * HOUR + 1000 * np.arange(len(article))
+    out = tmp_path / "out"
+    prepare(save(tmp_path / "clicks.parquet", columns), out, negatives=2)
+    rows = content(out)["impressions/hour=418565/part-0.parquet"]
+    # Articles are numbered by first click: 100, 101 and 102 are 0, 1 and 2.
+    assert sorted(row["article"] for row in rows) == [0, 1, 2]
