@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_exfm.features import Categorical, MultiHot, Numeric, Schema
+from keras_exfm.layers import FeatureEmbedding, FirstOrder
 from keras_exfm.models import (
     AFN,
     FM,
@@ -19,7 +20,9 @@ from keras_exfm.models import (
     LogisticRegression,
     MaskNet,
     XDeepFM,
+    non_embedding_parameters,
 )
+from keras_exfm.optimizers import RowwiseAdagrad
 from tests.layers import baseline_reference as layers
 from tests.layers import reference
 from tests.testing import to_numpy
@@ -509,6 +512,20 @@ def test_representation_is_the_last_of_norm_relu_and_dropout():
         "dnn-relu-1",
     ]
     assert isinstance(model.get_layer("representation"), keras.layers.Dropout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_row_optimizer_reaches_every_table(case):
+    with abstract():
+        model = make(case, optimizer=RowwiseAdagrad(0.25))
+        clone = type(model).from_config(model.get_config())
+        plain = make(case)
+    for m in (model, clone):
+        tables = [x for x in m.layers if isinstance(x, (FeatureEmbedding, FirstOrder))]
+        given = [layer.get_config()["optimizer"] for layer in tables]
+        assert given, case
+        assert {g["config"]["learning_rate"] for g in given} == {0.25}
+        assert non_embedding_parameters(m) == non_embedding_parameters(plain)
 
 
 @pytest.mark.parametrize("cls", [AFN, AutoInt, DCNv2, DeepFM, FM, FinalMLP, MaskNet, XDeepFM])
