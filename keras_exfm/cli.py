@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +82,19 @@ def _use_backend(backend: Backend | None) -> None:
     if chosen == "jax" and importlib.util.find_spec("jax") is None:
         raise typer.BadParameter("JAX is not installed: pip install 'keras-exfm[jax]'")
     os.environ["KERAS_BACKEND"] = chosen
+
+
+def _import_keras() -> None:
+    """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            importlib.import_module("keras")
+            importlib.import_module("tensorflow")
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextmanager
@@ -187,6 +200,7 @@ def _execute(
             f"[bold]{escape(settings.name)}[/] -> {directory}  "
             f"[dim](keras on {os.environ['KERAS_BACKEND']}; starting)[/]"
         )
+        _import_keras()
         from keras_exfm.pipeline import Run
 
         started = time.monotonic()
@@ -304,4 +318,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

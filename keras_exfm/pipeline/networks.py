@@ -22,7 +22,7 @@ def network(settings: Network, schema: Schema) -> keras.Model:
     """
     if settings.features is not None:
         schema = schema.select(settings.features)
-    cls = getattr(models, settings.model, None)
+    cls: Any = getattr(models, settings.model, None)
     if not (inspect.isclass(cls) and issubclass(cls, keras.Model)):
         raise ConfigError(
             f"No model {settings.model!r} in keras_exfm.models. There are: {_model_names()}"

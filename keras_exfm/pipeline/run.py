@@ -236,7 +236,9 @@ class Run:
         )
         hours = streaming.partitions.hours(source)
         log = root / "das.json"
-        done = json.loads(log.read_text()) if log.exists() else {"hours": [], "seconds": 0.0}
+        done: dict[str, Any] = (
+            json.loads(log.read_text()) if log.exists() else {"hours": [], "seconds": 0.0}
+        )
         reports = [HourReport(**row) for row in done["hours"]]
         newest = store.latest()
         trained = newest.metadata["trained_through"] if newest else hours[0] - 1
@@ -397,13 +399,18 @@ def _das_summary(reports: list[HourReport]) -> dict[str, Any]:
     rows = sum(r.rows for r in reports)
     scored = sum(r.scored for r in reports)
     ages = sum(r.mean_age_s * r.scored for r in reports if r.scored)
+    counters = (
+        "not_finite",
+        "late_labels",
+        "early_labels",
+        "duplicate_labels",
+        "orphan_labels",
+    )
     return {
         "rows": rows,
         "coverage": scored / rows if rows else math.nan,
         "mean_age_s": ages / scored if scored else math.nan,
-        "not_finite": sum(r.not_finite for r in reports),
-        "late_labels": sum(r.late_labels for r in reports),
-        "duplicate_labels": sum(r.duplicate_labels for r in reports),
+        **{name: sum(getattr(r, name) for r in reports) for name in counters},
     }
 
 
@@ -414,10 +421,14 @@ def _describe(student: Student) -> str:
             f"vanilla distillation in the serving head, weight {student.shared_head_weight}"
         )
     if student.auxiliary_head is not None:
-        parts.append(f"auxiliary head {student.auxiliary_head}")
+        parts.append(f"auxiliary head ({_settings(student.auxiliary_head)})")
     if student.student_adapter is not None:
-        parts.append(f"student adapter {student.student_adapter}")
+        parts.append(f"student adapter ({_settings(student.student_adapter)})")
     return "; ".join(parts) or "labels only"
+
+
+def _settings(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items()) or "defaults"
 
 
 def _table_parameters(model: Any) -> int:
