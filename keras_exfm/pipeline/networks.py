@@ -32,7 +32,8 @@ def network(settings: Network, schema: Schema) -> keras.Model:
     if unknown:
         raise ConfigError(f"{settings.model} has no options {unknown}. It has: {sorted(known)}")
     table_optimizer = RowwiseAdagrad(settings.table_learning_rate)
-    return cls(schema, optimizer=table_optimizer, **settings.options)
+    build: Any = cls
+    return build(schema, optimizer=table_optimizer, **settings.options)
 
 
 def teacher(settings: Network, schema: Schema) -> keras.Model:
