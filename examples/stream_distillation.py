@@ -22,7 +22,7 @@ import keras
 import keras_exfm as kx
 from keras_exfm.streaming import MS_PER_HOUR, partitions
 
-VERTICAL, BATCH = "feed", 1024
+VERTICAL, BATCH = "feed", 512
 
 
 def adam_and_logloss(model):
@@ -46,7 +46,7 @@ def train_teacher(data, labelled, snapshots, info):
             rank=8,
             mlp_units=(64,),
             head_units=(64,),
-            optimizer=kx.optimizers.RowwiseAdagrad(0.1),
+            optimizer=kx.optimizers.RowwiseAdagrad(0.05),
         )
     )
     for hour in partitions.hours(data):
@@ -72,7 +72,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         kx.datasets.prepare(
-            "synthetic", root / "data", options={"hours": 24, "examples_per_hour": 3000}
+            "synthetic",
+            root / "data",
+            options={"hours": 30, "examples_per_hour": 5000, "users": 300, "ads": 100},
         )
         info = partitions.DatasetInfo.read(root / "data")
         train_teacher(root / "data", root / "labelled", root / "snapshots", info)
