@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_exfm.layers import _checks
-from keras_exfm.layers._row_engine import make_engine
+from keras_exfm.layers._row_engine import _chunks, make_engine
 from keras_exfm.optimizers import RowOptimizer, get
 from keras_exfm.optimizers.row_optimizer import number
 
@@ -115,18 +115,21 @@ class EmbeddingTable(keras.layers.Layer):
             self._engine.build()
         self.built = True
 
-    def call(self, ids: Any) -> Any:
+    def call(self, ids: Any, training: bool | None = None) -> Any:
         """Looks ids up."""
         dtype = keras.backend.standardize_dtype(ids.dtype)
         if dtype != "int32":
             raise ValueError(f"EmbeddingTable expects int32 ids. Received dtype: {dtype}")
         if self._engine is not None:
-            vectors = self._engine.lookup(ids)
+            vectors = self._engine.lookup(ids, training)
         else:
             inside = ops.logical_and(ids >= 0, ids < self.rows)
             # The backends disagree on what a bad index reads, so none is ever passed on.
             vectors = ops.take(self.table, ops.where(inside, ids, 0), axis=0)
-            outside = ops.cast(ops.where(ops.equal(ids, -1), 0.0, float("nan")), vectors.dtype)
+            # NaN stands only where it is the answer: an ONNX converter turns a selection into a
+            # sum of products, where a NaN that was not selected would show.
+            known = ops.logical_or(inside, ops.equal(ids, -1))
+            outside = ops.cast(ops.where(known, 0.0, float("nan")), vectors.dtype)
             vectors = ops.where(inside[..., None], vectors, outside[..., None])
         return ops.cast(vectors, self.compute_dtype)
 
@@ -169,36 +172,49 @@ class EmbeddingTable(keras.layers.Layer):
         self.rate_variable.assign(number("learning_rate", value, minimum=0.0))
 
     def save_own_variables(self, store: Any) -> None:
-        """Writes the table and its optimizer's state under names that all backends share."""
-        store["table"] = self.table
-        if self._engine is not None:
-            for name, slot in self._engine.slots.items():
-                store[f"slot_{name}"] = slot
-            store["step"] = self._engine.get_step()
-            if self.rate_variable is not None:
-                store["learning_rate"] = self.rate_variable
+        """Writes the table and its optimizer's state under names that all backends share.
+
+        Large variables go piece by piece: a file that is written directly
+        (`save_weights("x.weights.h5")`) takes no second table in memory.
+        """
+        if self._engine is None:
+            store["table"] = self.table
+            return
+        for name, variable in self._state().items():
+            _chunks.save(store, name, variable, self._engine.read)
+        store["step"] = self._engine.get_step()
+        if self.rate_variable is not None:
+            store["learning_rate"] = self.rate_variable
 
     def load_own_variables(self, store: Any) -> None:
         """The inverse of `save_own_variables`."""
         expected = {"table"}
         if self._engine is not None:
-            expected |= {"step", *(f"slot_{name}" for name in self._engine.slots)}
+            expected = {"step"}
+            for name, variable in self._state().items():
+                expected |= set(_chunks.names(name, tuple(variable.shape)))
             if self.rate_variable is not None:
                 expected.add("learning_rate")
         found = set(store.keys())
         if found != expected:
             raise ValueError(
-                f"The weights of the EmbeddingTable {self.name!r} with "
-                f"optimizer={self.optimizer!r} should be {sorted(expected)}. Received: "
-                f"{sorted(found)}. The file was written with another row optimizer."
+                f"The weights of the EmbeddingTable {self.name!r} with rows={self.rows}, "
+                f"dim={self.dim} and optimizer={self.optimizer!r} should be {sorted(expected)}. "
+                f"Received: {sorted(found)}. The file was written with another table or another "
+                "row optimizer."
             )
-        self.table.assign(store["table"])
-        if self._engine is not None:
-            for name, slot in self._engine.slots.items():
-                slot.assign(store[f"slot_{name}"])
-            self._engine.set_step(int(store["step"][()]))
-            if self.rate_variable is not None:
-                self.rate_variable.assign(store["learning_rate"])
+        if self._engine is None:
+            self.table.assign(store["table"])
+            return
+        for name, variable in self._state().items():
+            _chunks.load(store, name, variable, self._engine.write)
+        self._engine.set_step(int(store["step"][()]))
+        if self.rate_variable is not None:
+            self.rate_variable.assign(store["learning_rate"])
+
+    def _state(self) -> dict[str, Any]:
+        slots = {f"slot_{name}": slot for name, slot in self._engine.slots.items()}
+        return {"table": self.table, **slots}
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the layer."""

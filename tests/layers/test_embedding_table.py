@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_exfm.layers import EmbeddingTable
+from keras_exfm.layers._row_engine import _chunks
 from keras_exfm.optimizers import RowwiseAdagrad, SparseAdam, SparseSGD
 from tests.testing import run_layer_test, to_numpy
 
@@ -230,6 +231,18 @@ class TestTraining:
             m.fit(x, y, verbose=0)
         assert table.step == 3
 
+    def test_gradient_of_a_call_that_is_no_training_call(self):
+        """`training=False` inside a training step is for dropout and the like."""
+        ids = keras.Input((2,), dtype="int32")
+        table = EmbeddingTable(ROWS, DIM, optimizer=SparseSGD(1.0))
+        model = keras.Model(ids, table(ids, training=False))
+        model.compile("sgd", "mse")
+        start = to_numpy(table.table).copy()
+        model.fit(np.array([[1, -1], [1, 4]], "int32"), np.ones((2, 2, DIM)), verbose=0)
+        moved = np.abs(to_numpy(table.table) - start).max(axis=1) > 0
+        assert np.flatnonzero(moved).tolist() == [1, 4]
+        assert table.step == 1
+
     def test_steps_per_execution(self):
         model, table = network()
         model.compile("adam", "mse", steps_per_execution=2)
@@ -293,6 +306,36 @@ class TestRefusals:
 
 
 class TestFiles:
+    def test_export_with_an_open_batch_size(self, tmp_path):
+        import tensorflow as tf
+
+        model, _ = network()
+        model.compile("adam", "mse")
+        x, y = batch(8)
+        model.fit(x, y, verbose=0)
+        model.export(tmp_path / "saved", verbose=False)
+        loaded = tf.saved_model.load(tmp_path / "saved")
+        for size in (1, 8):
+            expected = model.predict(x[:size], verbose=0)
+            np.testing.assert_allclose(to_numpy(loaded.serve(x[:size])), expected, atol=1e-6)
+
+    def test_pieces_of_a_large_table(self, tmp_path, monkeypatch):
+        """A small table in pieces of eight numbers: drawn, saved and loaded piece by piece."""
+        monkeypatch.setattr(_chunks, "ELEMENTS", 8)
+        model, table = network(SparseAdam(0.1))
+        values = to_numpy(table.table)
+        # Uniform in -0.05 .. 0.05, no piece like another.
+        assert np.abs(values).max() <= 0.05
+        assert np.unique(values).size == ROWS * DIM
+        model.compile("adam", "mse")
+        model.fit(*batch(), verbose=0)
+        model.save_weights(tmp_path / "m.weights.h5")
+        other, other_table = network(SparseAdam(0.1))
+        other.load_weights(tmp_path / "m.weights.h5")
+        for name in ("table", "slot_momentum", "slot_velocity"):
+            a, b = to_numpy(getattr(table, name)), to_numpy(getattr(other_table, name))
+            np.testing.assert_array_equal(a, b)
+
     def test_file_of_another_optimizer(self, tmp_path):
         model, _ = network("rowwise_adagrad")
         model.save_weights(tmp_path / "a.weights.h5")

@@ -24,7 +24,8 @@ def representatives(ids: Any) -> Any:
         int32 `(n,)` places with `ids[result] == ids` and `result[result] == result`.
     """
     n = ids.shape[0]
-    buckets = 1 << max(4, (4 * n - 1).bit_length())
+    # A model exported with an open batch size is traced with a symbolic `n`.
+    buckets = 1 << max(4, (4 * n - 1).bit_length()) if isinstance(n, int) else 1 << 16
     places = jnp.arange(n, dtype=jnp.int32)
     words = ids.astype(jnp.uint32)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from keras_exfm.layers._row_engine import _chunks
 from keras_exfm.layers._row_engine._guard import RowVariable
 
 
@@ -20,15 +22,22 @@ class TensorFlowRowEngine:
     def build(self) -> None:
         """Creates the variables as attributes of the layer."""
         layer = self.layer
+        shape = (layer.rows, layer.dim)
+        pieces = _chunks.pieces(layer.initializer, shape, "float32")
+        start = _Start(layer.initializer, zeros=pieces is not None)
         layer.table = RowVariable(
-            layer.initializer,
-            shape=(layer.rows, layer.dim),
+            start,
+            shape=shape,
             dtype="float32",
             trainable=layer.trainable,
             autocast=False,
             name="table",
             overwrite=self._overwrite,
         )
+        if start.gave_zeros and pieces is not None:
+            for first, rows in pieces:
+                self.write(layer.table, first, rows)
+        start.zeros = False
         for name, slot in layer.optimizer.slots().items():
             self.slots[name] = layer.add_weight(
                 shape=(layer.rows,) if slot.per_row else (layer.rows, layer.dim),
@@ -51,34 +60,54 @@ class TensorFlowRowEngine:
         """Sets the number of training steps."""
         self.layer.step_counter.assign(step)
 
-    def lookup(self, ids: Any) -> Any:
+    def lookup(self, ids: Any, training: bool | None) -> Any:
         """Vectors of `ids`, whose gradient is `tf.IndexedSlices` without the ids that are no row.
 
         The gradients of several lookups in one step are joined by the tape.
         """
         table = self.layer.table.value
         rows, dim = self.layer.rows, self.layer.dim
+        inside = tf.logical_and(ids >= 0, ids < rows)
+        if not training:
+            # What an exported graph holds: plain operations. Should somebody take its gradient,
+            # the ids that are no row give zeros to a row that another id looked up.
+            known = tf.where(inside, ids, 0)
+            # A gather on the variable itself, not on its value: reading a variable that scatter
+            # operations write to copies all of it.
+            vectors = tf.gather(table, tf.where(inside, ids, tf.reduce_max(known)))
+            return _masked(vectors, ids, inside)
 
         @tf.custom_gradient
-        def embed(ids: Any) -> Any:
-            inside = tf.logical_and(ids >= 0, ids < rows)
-            # A gather on the variable itself, not on its value: reading a variable that scatter
-            # operations write to copies the whole of it.
-            vectors = tf.gather(table, tf.where(inside, ids, 0))
-            outside = tf.where(tf.equal(ids, -1), 0.0, float("nan"))
-            vectors = tf.where(inside[..., None], vectors, outside[..., None])
+        def embed(ids: Any, handle: Any) -> Any:
+            vectors = tf.raw_ops.ResourceGather(
+                resource=handle, indices=tf.where(inside, ids, 0), dtype=table.dtype
+            )
 
-            def gradient(upstream: Any, variables: Any = None) -> Any:
+            def gradient(upstream: Any) -> Any:
                 slices = tf.IndexedSlices(
                     tf.reshape(upstream, (-1, dim)),
                     tf.reshape(tf.where(inside, ids, -1), (-1,)),
                     tf.constant((rows, dim)),
                 )
-                return None, [slices]
+                return None, slices
 
-            return vectors, gradient
+            return _masked(vectors, ids, inside), gradient
 
-        return embed(ids)
+        # `custom_gradient` reads the variables that its function uses. So the function gets the
+        # handle, and the tape learns of the variable by a gather of nothing.
+        tf.gather(table, tf.zeros((0,), "int32"))
+        return embed(ids, table.handle)
+
+    def read(self, variable: Any, start: int, stop: int) -> np.ndarray:
+        """Rows of a variable."""
+        # A gather, since reading a variable that scatter operations write to copies all of it.
+        return tf.gather(variable.value, tf.range(start, stop)).numpy()
+
+    def write(self, variable: Any, start: int, rows: Any) -> None:
+        """Overwrites rows of a variable."""
+        rows = tf.convert_to_tensor(rows)
+        places = tf.range(start, start + rows.shape[0])
+        variable.value.scatter_update(tf.IndexedSlices(rows, places))
 
     def _overwrite(self, variable: RowVariable, value: Any) -> Any:
         if not isinstance(value, tf.IndexedSlices):
@@ -111,3 +140,28 @@ class TensorFlowRowEngine:
             slot.value.scatter_update(tf.IndexedSlices(new_state[name], rows))
         layer.step_counter.assign_add(1)
         return table
+
+
+def _masked(vectors: Any, ids: Any, inside: Any) -> Any:
+    # NaN stands only where it is the answer: an ONNX converter turns a selection into a sum of
+    # products, where a NaN that was not selected would show.
+    outside = tf.where(tf.logical_or(inside, tf.equal(ids, -1)), 0.0, float("nan"))
+    return tf.where(inside[..., None], vectors, outside[..., None])
+
+
+class _Start:
+    """Initializer that gives zeros, to be overwritten piece by piece, if it is called at once.
+
+    Keras calls it later for a layer that is built inside a symbolic call.
+    """
+
+    def __init__(self, initializer: Any, *, zeros: bool) -> None:
+        self.initializer = initializer
+        self.zeros = zeros
+        self.gave_zeros = False
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        if self.zeros and tf.executing_eagerly():
+            self.gave_zeros = True
+            return tf.zeros(shape, dtype)
+        return self.initializer(shape, dtype=dtype)
