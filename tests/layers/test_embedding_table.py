@@ -5,6 +5,8 @@ import sys
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keras_exfm.layers import EmbeddingTable
 from keras_exfm.layers._row_engine import _chunks
@@ -234,7 +236,7 @@ class TestTraining:
     def test_gradient_of_a_call_that_is_no_training_call(self):
         """`training=False` inside a training step is for dropout and the like."""
         ids = keras.Input((2,), dtype="int32")
-        table = EmbeddingTable(ROWS, DIM, optimizer=SparseSGD(1.0))
+        table = EmbeddingTable(ROWS, DIM, optimizer=SparseSGD(1.0, weight_decay=0.5))
         model = keras.Model(ids, table(ids, training=False))
         model.compile("sgd", "mse")
         start = to_numpy(table.table).copy()
@@ -256,6 +258,19 @@ class TestTraining:
         x, y = batch(10)
         model.fit(x, y, batch_size=4, verbose=0)
         assert table.step == 3
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow has tf.unique")
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-3, 8) | st.integers(-(2**31), 2**31 - 1), min_size=12, max_size=12))
+def test_equal_ids_find_one_representative(ids):
+    from keras_exfm.layers._row_engine._dedup import representatives
+
+    ids = np.array(ids, "int32")
+    places = to_numpy(representatives(ids))
+    np.testing.assert_array_equal(ids[places], ids)
+    np.testing.assert_array_equal(places[places], places)
+    assert len(set(places)) == len(set(ids))
 
 
 class TestRefusals:

@@ -35,12 +35,12 @@ def data(seed=0):
     return ids, rng.normal(size=(*ids.shape, DIM)).astype("float32")
 
 
-def fit(table, ids, targets, optimizer=None, **compile_options):
+def fit(table, ids, targets, optimizer=None, batch_size=BATCH, **compile_options):
     inputs = keras.Input(ids.shape[1:], dtype="int32")
     model = keras.Model(inputs, table(inputs))
     model.compile(optimizer or keras.optimizers.Adam(0.1), "mse", **compile_options)
     start = to_numpy(table.table).copy()
-    model.fit(ids, targets, batch_size=BATCH, shuffle=False, verbose=0)
+    model.fit(ids, targets, batch_size=batch_size, shuffle=False, verbose=0)
     return start
 
 
@@ -94,6 +94,27 @@ def test_compiled_and_eager(options):
     table = EmbeddingTable(ROWS, DIM, optimizer=optimizers.RowwiseAdagrad(0.3))
     start = fit(table, ids, targets, **options)
     check("RowwiseAdagrad", table, start, ids, targets, {"learning_rate": 0.3})
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow updates at once")
+@pytest.mark.parametrize("batch_size", [BATCH, 7])
+def test_large_tables(batch_size, monkeypatch):
+    """Of large tables: rows are read ahead, and updated in eight parts of the batch, the last of
+    which may overlap the one before."""
+    from keras_exfm.layers._row_engine import _jax
+
+    ids, targets = data(6)
+    results = []
+    for smallest, cache in ((4096, 2**25), (8, 0)):
+        monkeypatch.setattr(_jax, "_PARTED", smallest)
+        monkeypatch.setattr(_jax, "_CACHE", cache)
+        initializer = keras.initializers.RandomUniform(seed=7)
+        optimizer = optimizers.SparseAdam(0.05, weight_decay=0.1)
+        table = EmbeddingTable(ROWS, DIM, initializer, optimizer=optimizer)
+        fit(table, ids[:56], targets[:56], batch_size=batch_size)
+        results.append([to_numpy(w) for w in table.weights])
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def trained(row_optimizer, model_optimizer, ids, targets):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -41,7 +41,7 @@ class TensorFlowRowEngine:
         for name, slot in layer.optimizer.slots().items():
             self.slots[name] = layer.add_weight(
                 shape=(layer.rows,) if slot.per_row else (layer.rows, layer.dim),
-                initializer=keras.initializers.Constant(slot.initial),
+                initializer=functools.partial(_full, slot.initial),
                 dtype="float32",
                 trainable=False,
                 autocast=False,
@@ -140,6 +140,11 @@ class TensorFlowRowEngine:
             slot.value.scatter_update(tf.IndexedSlices(new_state[name], rows))
         layer.step_counter.assign_add(1)
         return table
+
+
+def _full(value: float, shape: tuple[int, ...], dtype: Any) -> Any:
+    # Keras' Constant makes ones first, and the product beside them.
+    return tf.fill(shape, tf.constant(value, dtype))
 
 
 def _masked(vectors: Any, ids: Any, inside: Any) -> Any:
