@@ -28,7 +28,7 @@ def spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def pieces(
-    initializer: Any, shape: tuple[int, ...], dtype: str
+    initializer: Any, shape: tuple[int, ...], dtype: str, begin: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, Any]] | None:
     """First row and values of the pieces of a large table, to be drawn one after the other.
 
@@ -39,6 +39,8 @@ def pieces(
         initializer: A Keras initializer.
         shape: Shape of the table.
         dtype: Its dtype.
+        begin: Pieces that end before this row are left out. Defaults to `0`.
+        end: Pieces that start at this row or after are left out. Defaults to `None`, the last row.
 
     Returns:
         `None` for a table of one piece, and for an initializer whose values depend on the shape
@@ -51,6 +53,8 @@ def pieces(
 
     def draw() -> Iterator[tuple[int, Any]]:
         for number, (start, stop) in enumerate(all_spans):
+            if stop <= begin or (end is not None and start >= end):
+                continue
             config = {**initializer.get_config(), "seed": (seed + 1_000_003 * number) % 2**31}
             one = type(initializer).from_config(config)
             yield start, one((stop - start, *shape[1:]), dtype=dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from keras_exfm.layers._row_engine import _chunks
+from keras_exfm.layers._row_engine import _chunks, _sharded
 from keras_exfm.layers._row_engine._dedup import representatives
 from keras_exfm.layers._row_engine._guard import RowVariable
 
@@ -35,12 +35,16 @@ class JaxRowEngine:
         # taken the result.
         self._backwards = 0
         self._taken: dict[int, int] = {}
+        # How the table lies on several devices; None on one.
+        self._placement: _sharded.Placement | None = None
 
     def build(self) -> None:
         """Creates the variables as attributes of the layer."""
         layer = self.layer
 
-        def variable(name: str, shape: tuple[int, ...], initializer: Any) -> Any:
+        def variable(
+            name: str, shape: tuple[int, ...], initializer: Any, layout: Any = None
+        ) -> Any:
             return RowVariable(
                 initializer,
                 shape=shape,
@@ -49,16 +53,23 @@ class JaxRowEngine:
                 autocast=False,
                 name=name,
                 overwrite=self._overwrite,
+                layout=layout,
             )
 
-        def table(shape: Any, dtype: Any) -> Any:
+        # Keras gives a layout under a distribution.
+        def table(shape: Any, dtype: Any, layout: Any = None) -> Any:
+            if layout is not None:
+                return _sharded.initialize(layer.initializer, tuple(shape), dtype, layout)
             pieces = _chunks.pieces(layer.initializer, tuple(shape), dtype)
             return layer.initializer(shape, dtype=dtype) if pieces is None else _fill(shape, pieces)
 
         layer.table = variable("table", (layer.rows, layer.dim), table)
+        self._placement = _sharded.placement_of(layer.table)
         for name, slot in layer.optimizer.slots().items():
             shape = (layer.rows,) if slot.per_row else (layer.rows, layer.dim)
-            self.slots[name] = variable(name, shape, functools.partial(_full, slot.initial))
+            sharding = None if self._placement is None else self._placement.sharding(shape)
+            initial = functools.partial(_full, slot.initial, sharding)
+            self.slots[name] = variable(name, shape, initial, sharding)
             setattr(layer, f"slot_{name}", self.slots[name])
         layer.step_words = variable("step", (2,), keras.initializers.Zeros())
 
@@ -73,11 +84,16 @@ class JaxRowEngine:
 
     def read(self, variable: Any, start: int, stop: int) -> np.ndarray:
         """Rows of a variable."""
+        if self._placement is not None:
+            return self._placement.read(variable.value, start, stop)
         return np.asarray(variable.value[start:stop])
 
     def write(self, variable: Any, start: int, rows: np.ndarray) -> None:
         """Overwrites rows of a variable."""
-        value = _put(variable.value, jnp.asarray(rows), start)
+        if self._placement is not None:
+            value = self._placement.write(variable.value, start, rows)
+        else:
+            value = _put(variable.value, jnp.asarray(rows), start)
         variable.assign_directly(value)
 
     def _overwrite(self, variable: RowVariable, value: Any) -> Any:
@@ -93,16 +109,20 @@ class JaxRowEngine:
         """Vectors of `ids`, with the row-sparse update as their backward pass."""
         del training  # A gradient that is taken is applied, as for any Keras weight.
         layer = self.layer
+        placement = self._placement
         if not layer.trainable:
-            return _lookup(layer.table.value, ids)
+            return _anywhere(placement, layer.table.value, ids)
         optimizer = layer.optimizer
         forward_at = self._backwards
 
         @jax.custom_vjp
         def embed(table: Any, slots: Any, words: Any, rate: Any, ids: Any) -> Any:
-            return _lookup(table, ids)
+            return _anywhere(placement, table, ids)
 
         def forward(table: Any, slots: Any, words: Any, rate: Any, ids: Any) -> Any:
+            if placement is not None:
+                vectors = _anywhere(placement, table, ids)
+                return vectors, (None, table, slots, words, rate, ids)
             raw = _rows_of(table, _touch([table], ids))
             return _mask(raw, ids, layer.rows), (raw, table, slots, words, rate, ids)
 
@@ -116,7 +136,18 @@ class JaxRowEngine:
             self._backwards += 1
             raw, table, slots, words, rate, ids = residuals
             step = words[0].astype(jnp.int32) * _WORD + words[1].astype(jnp.int32)
-            table, slots = _update(optimizer, table, slots, ids, raw, gradients, rate, step)
+            if placement is None:
+                table, slots = _update(optimizer, table, slots, ids, raw, gradients, rate, step)
+            else:
+                table, slots = placement.update(
+                    table,
+                    slots,
+                    ids,
+                    gradients,
+                    (rate, step),
+                    _sum,
+                    functools.partial(_apply, optimizer),
+                )
             step = step + 1
             words = jnp.stack([step // _WORD, step % _WORD]).astype(jnp.float32)
             return table, slots, words, jnp.zeros_like(rate), None
@@ -132,9 +163,13 @@ def _put(whole: Any, rows: Any, start: Any) -> Any:
     return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, 0)
 
 
-def _full(value: float, shape: tuple[int, ...], dtype: Any) -> Any:
+def _full(
+    value: float, sharding: Any, shape: tuple[int, ...], dtype: Any, layout: Any = None
+) -> Any:
     # Keras' Constant makes ones first, and the product beside them.
-    return jnp.full(shape, value, dtype)
+    if layout is None or sharding is None:
+        return jnp.full(shape, value, dtype)
+    return _sharded.full(shape, value, dtype, sharding)
 
 
 def _fill(shape: tuple[int, ...], pieces: Iterator[tuple[int, Any]]) -> Any:
@@ -186,6 +221,13 @@ def _lookup(table: Any, ids: Any) -> Any:
     return _mask(_rows_of(table, _touch([table], ids)), ids, table.shape[0])
 
 
+def _anywhere(placement: _sharded.Placement | None, table: Any, ids: Any) -> Any:
+    """`_lookup` in a table that may lie on several devices."""
+    if placement is None:
+        return _lookup(table, ids)
+    return _mask(placement.lookup(table, ids, _lookup), ids, table.shape[0])
+
+
 def _update(
     optimizer: Any,
     table: Any,
@@ -196,15 +238,35 @@ def _update(
     rate: Any,
     step: Any,
 ) -> tuple[Any, Any]:
-    rows, dim = table.shape
+    dim = table.shape[1]
     ids = ids.reshape(-1)
     if ids.shape == (0,):
         return table, slots
-    vectors = vectors.reshape(-1, dim)
     first = representatives(ids)
-    summed = (
-        jnp.zeros_like(vectors).at[first].add(gradients.reshape(-1, dim), mode="promise_in_bounds")
-    )
+    summed = _sum(first, gradients.reshape(-1, dim), ids.size)
+    vectors = vectors.reshape(-1, dim)
+    return _apply(optimizer, table, slots, ids, first, summed, rate, step, vectors)
+
+
+def _sum(places: Any, gradients: Any, size: Any) -> Any:
+    zeros = jnp.zeros((size, *gradients.shape[1:]), gradients.dtype)
+    return zeros.at[places].add(gradients, mode="promise_in_bounds")
+
+
+def _apply(
+    optimizer: Any,
+    table: Any,
+    slots: Any,
+    ids: Any,
+    first: Any,
+    summed: Any,
+    rate: Any,
+    step: Any,
+    vectors: Any = None,
+) -> tuple[Any, Any]:
+    rows = table.shape[0]
+    if vectors is None:
+        vectors = _rows_of(table, _touch([table], ids))
     # All arrays keep the length of `ids`: of each group of equal ids only the representative's
     # place holds the sum, the others and the ids that are no row write out of bounds, which drops
     # them.

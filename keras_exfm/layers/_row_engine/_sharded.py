@@ -1,0 +1,279 @@
+"""A table on several devices: every device works on the rows that it holds.
+
+XLA's own partitioning of a gather and a scatter may bring whole tables together, so what crosses
+the network is written out here: the ids of the batch, the vectors looked up and their gradients.
+Nothing grows with the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from keras_exfm.layers._row_engine import _chunks
+from keras_exfm.layers._row_engine._dedup import representatives
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How the rows of one table lie on a mesh of devices.
+
+    Args:
+        mesh: The mesh.
+        batch: Its axis over which batches are split.
+        rows: Its axis over which the rows are split; `None` if every device holds all rows.
+    """
+
+    mesh: jax.sharding.Mesh
+    batch: str
+    rows: str | None
+
+    def lookup(self, table: Any, ids: Any, gather: Callable[[Any, Any], Any]) -> Any:
+        """Vectors of `ids`; zeros or `gather`'s answer for ids that are no row.
+
+        Every device gathers from its own rows for all ids, with zeros for the others, and a sum
+        over the devices leaves each with the vectors of its part of the batch.
+
+        Args:
+            table: `(rows, ...)`.
+            ids: int32 of any shape, the first axis that of the batch.
+            gather: Function of rows and ids to vectors, zeros for -1.
+        """
+        split = self._splits(ids)
+        along = PartitionSpec(self.batch) if split else PartitionSpec()
+        together = split and self.rows == self.batch
+
+        def local(table: Any, ids: Any) -> Any:
+            if self.rows is None:
+                return gather(table, ids)
+            if together:
+                ids = jax.lax.all_gather(ids, self.batch, tiled=True)
+            vectors = gather(table, self._own(ids, table.shape[0]))
+            if together:
+                return jax.lax.psum_scatter(vectors, self.batch, tiled=True)
+            return jax.lax.psum(vectors, self.rows)
+
+        return self._map(local, (self._spec, along), along)(table, ids)
+
+    def update(
+        self,
+        table: Any,
+        slots: dict[str, Any],
+        ids: Any,
+        gradients: Any,
+        scalars: Any,
+        add: Callable[..., Any],
+        apply: Callable[..., Any],
+    ) -> Any:
+        """The table and its slots after a step.
+
+        Every device learns all ids of the batch and the summed gradients, and updates its rows.
+        Where several devices hold the same rows, the sums come out of one reduction over these
+        devices, which gives all of them the same bits: sums of their own could differ by the
+        order of addition, and the copies would drift apart.
+
+        Args:
+            table: `(rows, dim)`.
+            slots: Name -> state of the rows.
+            ids: int32 of any shape, the first axis that of the batch.
+            gradients: `ids.shape + (dim,)`.
+            scalars: What `apply` gets last, the same on all devices.
+            add: Function of places, gradients `(n, dim)` and a length to sums by place.
+            apply: Function of table, slots, ids `(n,)`, representatives, sums and scalars to table
+                and slots.
+        """
+        if 0 in ids.shape:
+            return table, slots
+        split = self._splits(ids)
+        along = PartitionSpec(self.batch) if split else PartitionSpec()
+        copies = [name for name, size in self.mesh.shape.items() if size > 1 and name != self.rows]
+
+        def local(table: Any, slots: Any, ids: Any, gradients: Any, scalars: Any) -> Any:
+            gradients = gradients.reshape(-1, table.shape[1])
+            mine = gradients.shape[0]
+            if split:
+                ids = jax.lax.all_gather(ids, self.batch, tiled=True)
+                if self.batch not in copies:
+                    gradients = jax.lax.all_gather(gradients, self.batch, tiled=True)
+            ids = ids.reshape(-1)
+            first = representatives(ids)
+            places = first
+            if split and self.batch in copies:
+                begin = jax.lax.axis_index(self.batch) * mine
+                places = jax.lax.dynamic_slice_in_dim(first, begin, mine)
+            for name in copies:
+                if name != self.batch or not split:
+                    # They hold the same gradients, which must count once.
+                    gradients = jnp.where(jax.lax.axis_index(name) == 0, gradients, 0)
+            summed = add(places, gradients, ids.size)
+            if copies:
+                summed = jax.lax.psum(summed, tuple(copies))
+            if self.rows is not None:
+                ids = self._own(ids, table.shape[0])
+            return apply(table, slots, ids, first, summed, *scalars)
+
+        specs = (self._spec, self._spec, along, along, PartitionSpec())
+        return self._map(local, specs, (self._spec, self._spec))(
+            table, slots, ids, gradients, scalars
+        )
+
+    def read(self, value: Any, start: int, stop: int) -> np.ndarray:
+        """Rows of an array, in every process. All processes must call it."""
+        if value.is_fully_addressable or self.rows is None:
+            return _local_rows(value, start, stop)
+        return np.asarray(_collect(self, value, np.int32(start), stop - start))
+
+    def write(self, value: Any, start: int, rows: Any) -> Any:
+        """An array with other rows; the old one is given up."""
+        return _put(self, value, rows, np.int32(start))
+
+    def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Where an array of this shape lies, its rows as those of the table."""
+        return NamedSharding(self.mesh, PartitionSpec(self.rows, *[None] * (len(shape) - 1)))
+
+    @property
+    def _spec(self) -> Any:
+        return PartitionSpec(self.rows)
+
+    def _splits(self, ids: Any) -> bool:
+        """Whether each device of the batch axis may take an equal part of `ids`."""
+        size = ids.shape[0] if ids.ndim else None
+        return isinstance(size, int) and size > 0 and size % self.mesh.shape[self.batch] == 0
+
+    def _own(self, ids: Any, rows: int) -> Any:
+        """`ids` as counted from this device's first row, -1 for rows of other devices."""
+        begin = jax.lax.axis_index(self.rows) * rows
+        # Compared before the subtraction, which could carry a large negative id round.
+        return jnp.where((ids >= begin) & (ids - begin < rows), ids - begin, -1)
+
+    def _map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+
+def full(shape: tuple[int, ...], value: float, dtype: str, sharding: NamedSharding) -> Any:
+    """An array of one value, made where it is to lie."""
+    with jax.set_mesh(_no_mesh()):
+        return jax.jit(lambda: jnp.full(shape, value, dtype), out_shardings=sharding)()
+
+
+def placement_of(variable: Any) -> Placement | None:
+    """Where Keras' current distribution puts a table; `None` for a table on one device.
+
+    Raises:
+        ValueError: For a layout that splits the vectors.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    layout = distribution.get_variable_layout(variable)
+    sharding = getattr(layout, "backend_layout", layout)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return None
+    axis = sharding.spec[0] if len(sharding.spec) else None
+    if any(name is not None for name in sharding.spec[1:]) or isinstance(axis, tuple):
+        raise ValueError(
+            "A table with a row-sparse optimizer may be split by rows, over one axis of the "
+            f"device mesh. Received for {variable.path!r}: {sharding.spec}"
+        )
+    if axis is not None and sharding.mesh.shape[axis] == 1:
+        axis = None
+    batch = distribution.batch_dim_name or sharding.mesh.axis_names[0]
+    return Placement(sharding.mesh, batch, axis)
+
+
+def initialize(initializer: Any, shape: tuple[int, ...], dtype: str, layout: Any) -> Any:
+    """An array drawn where it is to lie: no device and no process holds more than its part.
+
+    Args:
+        initializer: A Keras initializer.
+        shape: Shape of the array.
+        dtype: Its dtype.
+        layout: The layout that Keras wants, of which the partition counts.
+
+    Raises:
+        ValueError: For rows that do not divide over the devices.
+    """
+    distribution = keras.distribution.distribution()
+    mesh = distribution.device_mesh.backend_mesh
+    axis = layout.spec[0] if len(layout.spec) else None
+    shards = mesh.shape[axis] if isinstance(axis, str) else 1
+    if shape[0] % shards:
+        below = shape[0] // shards * shards
+        raise ValueError(
+            f"The rows of a table that is split over the {shards} devices of the mesh axis "
+            f"{axis!r} should be a multiple of {shards}. Received: rows={shape[0]}. The nearest "
+            f"sizes that fit are {f'{below} and ' if below else ''}{below + shards}. (A "
+            "FeatureEmbedding's rows are the sum of vocabulary_size * embeddings over its "
+            "tables: make one vocabulary larger.)"
+        )
+    sharding = NamedSharding(mesh, layout.spec)
+    # Keras calls initializers within a mesh context, where every operation runs on all devices.
+    with jax.set_mesh(_no_mesh()):
+        if _chunks.pieces(initializer, shape, dtype) is None:
+            if math.prod(shape) <= _chunks.ELEMENTS:
+                whole = np.asarray(initializer(shape, dtype=dtype))
+                return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
+            draw = functools.partial(initializer, shape, dtype=dtype)
+            return jax.jit(draw, out_shardings=sharding)()
+        return jax.make_array_from_callback(
+            shape, sharding, functools.partial(_draw, initializer, shape, dtype)
+        )
+
+
+def _draw(initializer: Any, shape: tuple[int, ...], dtype: str, index: Any) -> np.ndarray:
+    """The part of a large table that a device holds, the same numbers as on one device."""
+    begin, end, _ = index[0].indices(shape[0])
+    part = np.empty((end - begin, *shape[1:]), dtype)
+    wanted = _chunks.pieces(initializer, shape, dtype, begin, end)
+    for start, rows in wanted or ():
+        first, last = max(start, begin), min(start + len(rows), end)
+        part[first - begin : last - begin] = np.asarray(rows[first - start : last - start])
+    return part
+
+
+def _no_mesh() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.empty((), object), ())
+
+
+def _local_rows(value: Any, start: int, stop: int) -> np.ndarray:
+    rows = np.empty((stop - start, *value.shape[1:]), value.dtype)
+    for shard in value.addressable_shards:
+        begin, end, _ = shard.index[0].indices(value.shape[0])
+        first, last = max(start, begin), min(stop, end)
+        if first < last:
+            piece = np.asarray(shard.data[first - begin : last - begin])
+            rows[first - start : last - start] = piece
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _collect(placement: Placement, value: Any, start: Any, size: int) -> Any:
+    def local(value: Any) -> Any:
+        ids = placement._own(start + jnp.arange(size, dtype=jnp.int32), value.shape[0])
+        rows = value.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+        return jax.lax.psum(rows, placement.rows)
+
+    return placement._map(local, (placement._spec,), PartitionSpec())(value)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _put(placement: Placement, value: Any, rows: Any, start: Any) -> Any:
+    def local(value: Any, rows: Any, start: Any) -> Any:
+        places = start + jnp.arange(rows.shape[0], dtype=jnp.int32)
+        if placement.rows is not None:
+            places = placement._own(places, value.shape[0])
+        return value.at[places].set(rows, mode="drop", wrap_negative_indices=False)
+
+    specs = (placement._spec, PartitionSpec(), PartitionSpec())
+    return placement._map(local, specs, placement._spec)(value, rows, start)
