@@ -18,6 +18,7 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages([str(ROOT)], "keras_exfm.
 ORDER = [
     {"features"},
     {"optimizers"},
+    {"distribution"},
     {"losses"},
     {"metrics"},
     {"layers"},

@@ -1,8 +1,8 @@
 """A table on several devices: every device works on the rows that it holds.
 
-XLA's own partitioning of a gather and a scatter may bring whole tables together, so what crosses
-the network is written out here: the ids of the batch, the vectors looked up and their gradients.
-Nothing grows with the table.
+What crosses the network is written out here: once the ids of the batch, once the vectors looked
+up, once their gradients. Nothing grows with the table. (Left to itself, XLA would exchange places
+in every round of the search for equal ids, and the new rows and their state as well.)
 """
 
 from __future__ import annotations
@@ -46,23 +46,9 @@ class Placement:
         Args:
             table: `(rows, ...)`.
             ids: int32 of any shape, the first axis that of the batch.
-            gather: Function of rows and ids to vectors, zeros for -1.
+            gather: Function of rows and ids to vectors, zeros for -1. The same object each time.
         """
-        split = self._splits(ids)
-        along = PartitionSpec(self.batch) if split else PartitionSpec()
-        together = split and self.rows == self.batch
-
-        def local(table: Any, ids: Any) -> Any:
-            if self.rows is None:
-                return gather(table, ids)
-            if together:
-                ids = jax.lax.all_gather(ids, self.batch, tiled=True)
-            vectors = gather(table, self._own(ids, table.shape[0]))
-            if together:
-                return jax.lax.psum_scatter(vectors, self.batch, tiled=True)
-            return jax.lax.psum(vectors, self.rows)
-
-        return self._map(local, (self._spec, along), along)(table, ids)
+        return _lookup(self, gather, table, ids)
 
     def update(
         self,
@@ -98,7 +84,7 @@ class Placement:
         copies = [name for name, size in self.mesh.shape.items() if size > 1 and name != self.rows]
 
         def local(table: Any, slots: Any, ids: Any, gradients: Any, scalars: Any) -> Any:
-            gradients = gradients.reshape(-1, table.shape[1])
+            gradients = gradients.reshape(-1, gradients.shape[-1])
             mine = gradients.shape[0]
             if split:
                 ids = jax.lax.all_gather(ids, self.batch, tiled=True)
@@ -255,6 +241,26 @@ def _local_rows(value: Any, start: int, stop: int) -> np.ndarray:
             piece = np.asarray(shard.data[first - begin : last - begin])
             rows[first - start : last - start] = piece
     return rows
+
+
+# Compiled for eager calls, in which each operation would else be a program over all devices.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _lookup(placement: Placement, gather: Any, table: Any, ids: Any) -> Any:
+    split = placement._splits(ids)
+    along = PartitionSpec(placement.batch) if split else PartitionSpec()
+    together = split and placement.rows == placement.batch
+
+    def local(table: Any, ids: Any) -> Any:
+        if placement.rows is None:
+            return gather(table, ids)
+        if together:
+            ids = jax.lax.all_gather(ids, placement.batch, tiled=True)
+        vectors = gather(table, placement._own(ids, table.shape[0]))
+        if together:
+            return jax.lax.psum_scatter(vectors, placement.batch, tiled=True)
+        return jax.lax.psum(vectors, placement.rows)
+
+    return placement._map(local, (placement._spec, along), along)(table, ids)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
