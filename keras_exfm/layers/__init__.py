@@ -5,6 +5,7 @@ from keras_exfm.layers.bilinear_fusion import BilinearFusion
 from keras_exfm.layers.compressed_interaction_network import CompressedInteractionNetwork
 from keras_exfm.layers.cross_layer import CrossLayer
 from keras_exfm.layers.dot_interaction import DotInteraction
+from keras_exfm.layers.dynamic_ids import DynamicIds
 from keras_exfm.layers.embedding_table import EmbeddingTable
 from keras_exfm.layers.factorization_machine import FactorizationMachine
 from keras_exfm.layers.factorization_machine_block import FactorizationMachineBlock
@@ -25,6 +26,7 @@ __all__ = [
     "CompressedInteractionNetwork",
     "CrossLayer",
     "DotInteraction",
+    "DynamicIds",
     "EmbeddingTable",
     "FactorizationMachine",
     "FactorizationMachineBlock",
