@@ -197,6 +197,7 @@ def test_invariants(batches):
         keys = waiting[..., 0][waiting[..., 0] != -1].tolist()
         assert counters["candidates"] == len(keys) == len(set(keys))
         assert not set(keys) & set(row_of)
+        assert waiting[..., 2].max() <= 2  # no more than what counts, so it cannot overflow
         # The spare sets hold what they held.
         np.testing.assert_array_equal(cache[-1], _SHARED["start"][0][-1])
         np.testing.assert_array_equal(waiting[-1], _SHARED["start"][1][-1])
