@@ -31,6 +31,13 @@ def unit_counts(name: str, value: Any, *, minimum_length: int = 0) -> tuple[int,
     return tuple(positive_int(f"{name}[{i}]", u) for i, u in enumerate(units))
 
 
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """`value` if it is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"`{name}` should be one of {allowed}. Received: {name}={value!r}")
+    return value
+
+
 def dropout_rate(name: str, value: Any) -> float:
     """`value` as a dropout rate in [0, 1)."""
     number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)

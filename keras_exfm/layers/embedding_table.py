@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_exfm.layers import _checks
-from keras_exfm.layers._row_engine import _chunks, make_engine
+from keras_exfm.layers._row_engine import _chunks, _rounding, make_engine
 from keras_exfm.optimizers import RowOptimizer, get
 from keras_exfm.optimizers.row_optimizer import number
+
+STORAGE_DTYPES = ("float32", "bfloat16")
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -39,8 +43,13 @@ class EmbeddingTable(keras.layers.Layer):
         optimizer: A `keras_exfm.optimizers.RowOptimizer`, the name of one such as
             `"rowwise_adagrad"`, or `None`: the table is a plain weight that the model's own
             optimizer trains. Defaults to `None`.
-        **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`. The table and the
-            optimizer's state are float32 under every mixed policy.
+        storage_dtype: `"float32"`, or `"bfloat16"`: half the memory, `optimizer` computes in
+            float32 and its result is rounded stochastically, so that small updates count on
+            average. Needs an `optimizer` or `frozen`, and an even `dim`. Defaults to `"float32"`.
+        frozen: If `True`, no row ever trains, whatever `trainable` is set to, and no optimizer
+            state is kept. Defaults to `False`.
+        **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`. The optimizer's state is
+            float32 always, and the table has `storage_dtype` under every mixed policy.
 
     Call arguments:
         ids: int32 tensor of any shape.
@@ -76,6 +85,8 @@ class EmbeddingTable(keras.layers.Layer):
         dim: int,
         initializer: Any = "uniform",
         optimizer: RowOptimizer | str | dict[str, Any] | None = None,
+        storage_dtype: str = "float32",
+        frozen: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -87,16 +98,26 @@ class EmbeddingTable(keras.layers.Layer):
             )
         self.initializer = keras.initializers.get(initializer)
         self.optimizer = get(optimizer)
+        self.storage_dtype = _checks.one_of("storage_dtype", storage_dtype, STORAGE_DTYPES)
+        self.frozen = bool(frozen)
+        if storage_dtype == "bfloat16" and (self.dim % 2 or not (self.optimizer or self.frozen)):
+            raise ValueError(
+                '`storage_dtype="bfloat16"` needs an even `dim`, and a row optimizer (which rounds '
+                f"stochastically) or `frozen=True`. Received: dim={dim}, optimizer={optimizer!r}, "
+                f"frozen={frozen}"
+            )
         self.table: Any = None
         self.rate_variable: Any = None
         self._engine: Any = None
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the table and the state of its optimizer."""
-        if self.optimizer is None:
+        if self.optimizer is None or self.frozen:
             self.table = self.add_weight(
                 shape=(self.rows, self.dim),
                 initializer=self.initializer,
+                dtype=self.storage_dtype,
+                trainable=not self.frozen,
                 name="table",
                 # A cast of the weight would copy the whole table; only the rows read are cast.
                 autocast=False,
@@ -138,10 +159,11 @@ class EmbeddingTable(keras.layers.Layer):
         return (*tuple(input_shape), self.dim)
 
     def _check_trains_itself(self, what: str) -> None:
-        if self.optimizer is None or not self.built:
+        if self._engine is None:
             raise AttributeError(
-                f"`{what}` belongs to a built EmbeddingTable with a row optimizer. Received: "
-                f"optimizer={self.optimizer!r}, built={self.built}"
+                f"`{what}` belongs to a built EmbeddingTable with a row optimizer that is not "
+                f"frozen. Received: optimizer={self.optimizer!r}, frozen={self.frozen}, "
+                f"built={self.built}"
             )
 
     @property
@@ -171,30 +193,115 @@ class EmbeddingTable(keras.layers.Layer):
             )
         self.rate_variable.assign(number("learning_rate", value, minimum=0.0))
 
+    def read_rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Values of the rows `start .. stop - 1` as a float32 array.
+
+        Args:
+            start: First row. Defaults to `0`.
+            stop: Row after the last one. Defaults to `None`, the end of the table.
+        """
+        start, stop = self._check_span(start, self.rows if stop is None else stop)
+        return self._read(start, stop).astype("float32")
+
+    def write_rows(self, values: Any, start: int = 0) -> None:
+        """Sets rows, as from a trained table, and their optimizer state to its initial value.
+
+        Args:
+            values: `(n, dim)` numbers, all finite.
+            start: First row to write. Defaults to `0`.
+
+        Raises:
+            ValueError: For another shape, rows outside the table or numbers that are not finite;
+                nothing is written then.
+        """
+        values = np.asarray(values, "float32")
+        if values.ndim != 2 or values.shape[1] != self.dim:
+            raise ValueError(f"Rows should have shape (n, {self.dim}). Received: {values.shape}")
+        self._check_span(start, start + len(values))
+        if not np.isfinite(values).all():
+            raise ValueError("Rows should be finite numbers. Received: NaN or infinite values")
+        for first, last in _chunks.spans(values.shape):
+            self._write(start + first, values[first:last])
+            for name, (shape, _, write) in self._slots().items():
+                assert self.optimizer is not None
+                initial = self.optimizer.slots()[name].initial
+                write(start + first, np.full((last - first, *shape[1:]), initial, "float32"))
+
+    def _check_span(self, start: int, stop: int) -> tuple[int, int]:
+        if not self.built:
+            raise ValueError(f"The EmbeddingTable {self.name!r} is not built yet: call it once.")
+        if not 0 <= start <= stop <= self.rows:
+            raise ValueError(
+                f"Rows should lie in 0..{self.rows}, the first before the last. Received: "
+                f"{start}..{stop}"
+            )
+        return start, stop
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        if self._engine is not None:
+            return self._engine.read(self.table, start, stop)
+        return ops.convert_to_numpy(self.table[start:stop])
+
+    def _write(self, start: int, values: np.ndarray) -> None:
+        if self._engine is not None:
+            self._engine.write(self.table, start, values)
+        elif len(values) == self.rows:
+            self.table.assign(values)
+        else:
+            values = ops.cast(values, self.storage_dtype)
+            self.table.assign(ops.slice_update(self.table.value, (start, 0), values))
+
+    def _slots(self) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
+        if self._engine is None:
+            return {}
+        engine = self._engine
+        return {
+            name: (
+                tuple(slot.shape),
+                functools.partial(engine.read, slot),
+                functools.partial(engine.write, slot),
+            )
+            for name, slot in engine.slots.items()
+        }
+
+    def _state(self) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
+        """Name -> shape, reader of rows and writer of rows, of all that a file holds by rows."""
+
+        def read(start: int, stop: int) -> np.ndarray:
+            values = self._read(start, stop)
+            # HDF5 has no bfloat16.
+            return _rounding.to_bits(values) if self.storage_dtype == "bfloat16" else values
+
+        def write(start: int, values: np.ndarray) -> None:
+            bits = values.dtype == np.uint16
+            self._write(start, _rounding.from_bits(values) if bits else values)
+
+        slots = {f"slot_{name}": slot for name, slot in self._slots().items()}
+        return {"table": ((self.rows, self.dim), read, write), **slots}
+
     def save_own_variables(self, store: Any) -> None:
         """Writes the table and its optimizer's state under names that all backends share.
 
         Large variables go piece by piece: a file that is written directly
-        (`save_weights("x.weights.h5")`) takes no second table in memory.
+        (`save_weights("x.weights.h5")`) takes no second table in memory. bfloat16 rows are written
+        as the uint16 of their bits.
         """
-        if self._engine is None:
-            store["table"] = self.table
-            return
-        for name, variable in self._state().items():
-            _chunks.save(store, name, variable, self._engine.read)
-        store["step"] = self._engine.get_step()
+        for name, (shape, read, _) in self._state().items():
+            _chunks.save(store, name, shape, read)
+        if self._engine is not None:
+            store["step"] = self._engine.get_step()
         if self.rate_variable is not None:
             store["learning_rate"] = self.rate_variable
 
     def load_own_variables(self, store: Any) -> None:
-        """The inverse of `save_own_variables`."""
-        expected = {"table"}
+        """The inverse of `save_own_variables`; either `storage_dtype` reads the other's file."""
+        expected = set()
+        for name, (shape, _, _) in self._state().items():
+            expected |= set(_chunks.names(name, shape))
         if self._engine is not None:
-            expected = {"step"}
-            for name, variable in self._state().items():
-                expected |= set(_chunks.names(name, tuple(variable.shape)))
-            if self.rate_variable is not None:
-                expected.add("learning_rate")
+            expected.add("step")
+        if self.rate_variable is not None:
+            expected.add("learning_rate")
         found = set(store.keys())
         if found != expected:
             raise ValueError(
@@ -203,18 +310,12 @@ class EmbeddingTable(keras.layers.Layer):
                 f"Received: {sorted(found)}. The file was written with another table or another "
                 "row optimizer."
             )
-        if self._engine is None:
-            self.table.assign(store["table"])
-            return
-        for name, variable in self._state().items():
-            _chunks.load(store, name, variable, self._engine.write)
-        self._engine.set_step(int(store["step"][()]))
+        for name, (shape, _, write) in self._state().items():
+            _chunks.load(store, name, shape, write)
+        if self._engine is not None:
+            self._engine.set_step(int(store["step"][()]))
         if self.rate_variable is not None:
             self.rate_variable.assign(store["learning_rate"])
-
-    def _state(self) -> dict[str, Any]:
-        slots = {f"slot_{name}": slot for name, slot in self._engine.slots.items()}
-        return {"table": self.table, **slots}
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the layer."""
@@ -227,4 +328,6 @@ class EmbeddingTable(keras.layers.Layer):
             "dim": self.dim,
             "initializer": keras.initializers.serialize(self.initializer),
             "optimizer": optimizer,
+            "storage_dtype": self.storage_dtype,
+            "frozen": self.frozen,
         }

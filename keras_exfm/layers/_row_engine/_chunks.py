@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_exfm.layers._initializers import StackedInitializer
+
 ELEMENTS = 2**22
 """Numbers in a piece (16 MiB of float32)."""
 
@@ -46,35 +48,51 @@ def pieces(
         `None` for a table of one piece, and for an initializer whose values depend on the shape
         or that is not known: these are to be called as they are.
     """
-    seed = getattr(initializer, "seed", None)
-    all_spans = list(spans(shape))
-    if len(all_spans) == 1 or type(initializer) not in _PIECEWISE or not isinstance(seed, int):
+    if len(list(spans(shape))) == 1:
+        return None
+    sections = [(shape[0], initializer)]
+    if isinstance(initializer, StackedInitializer):
+        sections = initializer.sections
+    elif not _piecewise(initializer):
         return None
 
+    def wanted(start: int, stop: int) -> bool:
+        return stop > begin and (end is None or start < end)
+
     def draw() -> Iterator[tuple[int, Any]]:
-        for number, (start, stop) in enumerate(all_spans):
-            if stop <= begin or (end is not None and start >= end):
-                continue
-            config = {**initializer.get_config(), "seed": (seed + 1_000_003 * number) % 2**31}
-            one = type(initializer).from_config(config)
-            yield start, one((stop - start, *shape[1:]), dtype=dtype)
+        first = 0
+        for rows, one in sections:
+            section = (rows, *shape[1:])
+            if _piecewise(one):
+                for number, (start, stop) in enumerate(spans(section)):
+                    if not wanted(first + start, first + stop):
+                        continue
+                    config = {**one.get_config(), "seed": (one.seed + 1_000_003 * number) % 2**31}
+                    piece = type(one).from_config(config)
+                    yield first + start, piece((stop - start, *shape[1:]), dtype=dtype)
+            elif wanted(first, first + rows):
+                yield first, one(section, dtype=dtype)
+            first += rows
 
     return draw()
 
 
-def save(store: Any, name: str, variable: Any, read: Any) -> None:
-    """Writes a variable under `name`, or its pieces under `name.0`, `name.1` and so on.
+def _piecewise(initializer: Any) -> bool:
+    seed = getattr(initializer, "seed", None)
+    return type(initializer) in _PIECEWISE and isinstance(seed, int)
+
+
+def save(store: Any, name: str, shape: tuple[int, ...], read: Any) -> None:
+    """Writes an array under `name`, or its pieces under `name.0`, `name.1` and so on.
 
     Args:
         store: What Keras hands to `save_own_variables`.
         name: Name of the entry.
-        variable: The variable.
-        read: Function of variable, start and stop to a NumPy array of these rows.
+        shape: Shape of the array.
+        read: Function of first and last row, exclusive, to a NumPy array of these rows.
     """
-    pieces = list(spans(tuple(variable.shape)))
-    for number, (start, stop) in enumerate(pieces):
-        key = name if len(pieces) == 1 else f"{name}.{number}"
-        store[key] = read(variable, start, stop)
+    for key, (start, stop) in zip(names(name, shape), spans(shape)):
+        store[key] = read(start, stop)
 
 
 def names(name: str, shape: tuple[int, ...]) -> list[str]:
@@ -83,8 +101,15 @@ def names(name: str, shape: tuple[int, ...]) -> list[str]:
     return [name] if count == 1 else [f"{name}.{number}" for number in range(count)]
 
 
-def load(store: Any, name: str, variable: Any, write: Any) -> None:
-    """The inverse of `save`; `write` is a function of variable, start and a NumPy array."""
-    shape = tuple(variable.shape)
-    for key, (start, _) in zip(names(name, shape), spans(shape)):
-        write(variable, start, np.asarray(store[key]))
+def load(store: Any, name: str, shape: tuple[int, ...], write: Any) -> None:
+    """The inverse of `save`; `write` is a function of the first row and a NumPy array."""
+    pieces = [(key, start, stop) for key, (start, stop) in zip(names(name, shape), spans(shape))]
+    for key, start, stop in pieces:
+        expected = (stop - start, *shape[1:])
+        if tuple(store[key].shape) != expected:
+            raise ValueError(
+                f"{key!r} should have the shape {expected}. Received: {tuple(store[key].shape)}. "
+                "The file was written with another table."
+            )
+    for key, start, _ in pieces:
+        write(start, np.asarray(store[key]))

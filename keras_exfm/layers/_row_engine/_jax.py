@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from keras_exfm.layers._row_engine import _chunks, _sharded
+from keras_exfm.layers._row_engine import _chunks, _rounding, _sharded
 from keras_exfm.layers._row_engine._dedup import representatives
 from keras_exfm.layers._row_engine._guard import RowVariable
 
@@ -35,6 +35,9 @@ class JaxRowEngine:
         # taken the result.
         self._backwards = 0
         self._taken: dict[int, int] = {}
+        # XLA on a CPU writes a few rows of a bfloat16 array by way of a float32 copy of all of it.
+        # So two bfloat16 numbers lie in the bits of one float32, which is only ever copied.
+        self._packed = layer.storage_dtype == "bfloat16"
         # How the table lies on several devices; None on one.
         self._placement: _sharded.Placement | None = None
 
@@ -57,13 +60,21 @@ class JaxRowEngine:
             )
 
         # Keras gives a layout under a distribution.
-        def table(shape: Any, dtype: Any, layout: Any = None) -> Any:
+        def table(stored: Any, dtype: Any, layout: Any = None) -> Any:
+            shape = (layer.rows, layer.dim)
             if layout is not None:
-                return _sharded.initialize(layer.initializer, tuple(shape), dtype, layout)
-            pieces = _chunks.pieces(layer.initializer, tuple(shape), dtype)
-            return layer.initializer(shape, dtype=dtype) if pieces is None else _fill(shape, pieces)
+                finish = _pack if self._packed else jnp.asarray
+                return _sharded.initialize(layer.initializer, shape, dtype, layout, finish)
+            pieces = _chunks.pieces(layer.initializer, shape, dtype)
+            if pieces is None:
+                whole = layer.initializer(shape, dtype=dtype)
+                return _pack(whole) if self._packed else whole
+            if self._packed:
+                pieces = ((start, _pack(rows)) for start, rows in pieces)
+            return _fill(tuple(stored), pieces)
 
-        layer.table = variable("table", (layer.rows, layer.dim), table)
+        width = layer.dim // 2 if self._packed else layer.dim
+        layer.table = variable("table", (layer.rows, width), table)
         self._placement = _sharded.placement_of(layer.table)
         for name, slot in layer.optimizer.slots().items():
             shape = (layer.rows,) if slot.per_row else (layer.rows, layer.dim)
@@ -85,11 +96,17 @@ class JaxRowEngine:
     def read(self, variable: Any, start: int, stop: int) -> np.ndarray:
         """Rows of a variable."""
         if self._placement is not None:
-            return self._placement.read(variable.value, start, stop)
-        return np.asarray(variable.value[start:stop])
+            rows = self._placement.read(variable.value, start, stop)
+        else:
+            rows = np.asarray(variable.value[start:stop])
+        if self._packed and variable is self.layer.table:
+            return _rounding.from_bits(rows.view(np.uint16))
+        return rows
 
     def write(self, variable: Any, start: int, rows: np.ndarray) -> None:
         """Overwrites rows of a variable."""
+        if self._packed and variable is self.layer.table:
+            rows = _rounding.to_bits(rows).view(np.float32)
         if self._placement is not None:
             value = self._placement.write(variable.value, start, rows)
         else:
@@ -109,21 +126,21 @@ class JaxRowEngine:
         """Vectors of `ids`, with the row-sparse update as their backward pass."""
         del training  # A gradient that is taken is applied, as for any Keras weight.
         layer = self.layer
-        placement = self._placement
+        placement, packed = self._placement, self._packed
         if not layer.trainable:
-            return _anywhere(placement, layer.table.value, ids)
+            return _anywhere(placement, packed, layer.table.value, ids)
         optimizer = layer.optimizer
         forward_at = self._backwards
 
         @jax.custom_vjp
         def embed(table: Any, slots: Any, words: Any, rate: Any, ids: Any) -> Any:
-            return _anywhere(placement, table, ids)
+            return _anywhere(placement, packed, table, ids)
 
         def forward(table: Any, slots: Any, words: Any, rate: Any, ids: Any) -> Any:
             if placement is not None:
-                vectors = _anywhere(placement, table, ids)
+                vectors = _anywhere(placement, packed, table, ids)
                 return vectors, (None, table, slots, words, rate, ids)
-            raw = _rows_of(table, _touch([table], ids))
+            raw = _rows_of(table, _touch([table], ids), packed)
             return _mask(raw, ids, layer.rows), (raw, table, slots, words, rate, ids)
 
         def backward(residuals: Any, gradients: Any) -> Any:
@@ -137,7 +154,9 @@ class JaxRowEngine:
             raw, table, slots, words, rate, ids = residuals
             step = words[0].astype(jnp.int32) * _WORD + words[1].astype(jnp.int32)
             if placement is None:
-                table, slots = _update(optimizer, table, slots, ids, raw, gradients, rate, step)
+                table, slots = _update(
+                    optimizer, packed, table, slots, ids, raw, gradients, rate, step
+                )
             else:
                 table, slots = placement.update(
                     table,
@@ -146,7 +165,7 @@ class JaxRowEngine:
                     gradients,
                     (rate, step),
                     _sum,
-                    functools.partial(_apply, optimizer),
+                    functools.partial(_apply, optimizer, packed),
                 )
             step = step + 1
             words = jnp.stack([step // _WORD, step % _WORD]).astype(jnp.float32)
@@ -206,8 +225,20 @@ def _touch(arrays: list[Any], ids: Any) -> Any:
     return ids + zero.astype(ids.dtype)
 
 
-def _rows_of(array: Any, ids: Any) -> Any:
-    return array.at[ids].get(mode="clip", wrap_negative_indices=False)
+def _rows_of(array: Any, ids: Any, packed: bool = False) -> Any:
+    rows = array.at[ids].get(mode="clip", wrap_negative_indices=False)
+    return _unpack(rows) if packed else rows
+
+
+def _pack(rows: Any) -> Any:
+    """float32 `(n, dim)` as bfloat16, two in the bits of each float32 of `(n, dim / 2)`."""
+    pairs = rows.astype(jnp.bfloat16).reshape(*rows.shape[:-1], -1, 2)
+    return jax.lax.bitcast_convert_type(pairs, jnp.float32)
+
+
+def _unpack(rows: Any) -> Any:
+    pairs = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
+    return pairs.reshape(*rows.shape[:-1], 2 * rows.shape[-1]).astype(jnp.float32)
 
 
 def _mask(vectors: Any, ids: Any, rows: int) -> Any:
@@ -217,19 +248,25 @@ def _mask(vectors: Any, ids: Any, rows: int) -> Any:
     return jnp.where(inside[..., None], vectors, outside[..., None])
 
 
-def _lookup(table: Any, ids: Any) -> Any:
-    return _mask(_rows_of(table, _touch([table], ids)), ids, table.shape[0])
+def _lookup(table: Any, ids: Any, packed: bool = False) -> Any:
+    return _mask(_rows_of(table, _touch([table], ids), packed), ids, table.shape[0])
 
 
-def _anywhere(placement: _sharded.Placement | None, table: Any, ids: Any) -> Any:
+# One object each, by which compiled functions are found again.
+_GATHERS = {packed: functools.partial(_lookup, packed=packed) for packed in (False, True)}
+
+
+def _anywhere(placement: _sharded.Placement | None, packed: bool, table: Any, ids: Any) -> Any:
     """`_lookup` in a table that may lie on several devices."""
     if placement is None:
-        return _lookup(table, ids)
-    return _mask(placement.lookup(table, ids, _lookup), ids, table.shape[0])
+        return _lookup(table, ids, packed)
+    # Unpacked on each device, since sums over devices would change the bits.
+    return _mask(placement.lookup(table, ids, _GATHERS[packed]), ids, table.shape[0])
 
 
 def _update(
     optimizer: Any,
+    packed: bool,
     table: Any,
     slots: Any,
     ids: Any,
@@ -238,14 +275,14 @@ def _update(
     rate: Any,
     step: Any,
 ) -> tuple[Any, Any]:
-    dim = table.shape[1]
+    dim = gradients.shape[-1]
     ids = ids.reshape(-1)
     if ids.shape == (0,):
         return table, slots
     first = representatives(ids)
     summed = _sum(first, gradients.reshape(-1, dim), ids.size)
     vectors = vectors.reshape(-1, dim)
-    return _apply(optimizer, table, slots, ids, first, summed, rate, step, vectors)
+    return _apply(optimizer, packed, table, slots, ids, first, summed, rate, step, vectors)
 
 
 def _sum(places: Any, gradients: Any, size: Any) -> Any:
@@ -255,6 +292,7 @@ def _sum(places: Any, gradients: Any, size: Any) -> Any:
 
 def _apply(
     optimizer: Any,
+    packed: bool,
     table: Any,
     slots: Any,
     ids: Any,
@@ -266,7 +304,7 @@ def _apply(
 ) -> tuple[Any, Any]:
     rows = table.shape[0]
     if vectors is None:
-        vectors = _rows_of(table, _touch([table], ids))
+        vectors = _rows_of(table, _touch([table], ids), packed)
     # All arrays keep the length of `ids`: of each group of equal ids only the representative's
     # place holds the sum, the others and the ids that are no row write out of bounds, which drops
     # them.
@@ -278,6 +316,8 @@ def _apply(
         touched = _touch(list(slots.values()), ids)
         state = {name: _rows_of(slot, touched) for name, slot in slots.items()}
         new_rows, new_state = optimizer.step(vectors, summed, state, rate, step)
+        if packed:
+            new_rows = _pack(_rounding.stochastic_round(new_rows, ids, step))
         table = table.at[target].set(new_rows, mode="drop", wrap_negative_indices=False)
         slots = {
             name: slot.at[target].set(new_state[name], mode="drop", wrap_negative_indices=False)

@@ -166,19 +166,30 @@ def placement_of(variable: Any) -> Placement | None:
     sharding = getattr(layout, "backend_layout", layout)
     if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
         return None
-    axis = sharding.spec[0] if len(sharding.spec) else None
-    if any(name is not None for name in sharding.spec[1:]) or isinstance(axis, tuple):
-        raise ValueError(
-            "A table with a row-sparse optimizer may be split by rows, over one axis of the "
-            f"device mesh. Received for {variable.path!r}: {sharding.spec}"
-        )
+    axis = _row_axis(sharding.spec)
     if axis is not None and sharding.mesh.shape[axis] == 1:
         axis = None
     batch = distribution.batch_dim_name or sharding.mesh.axis_names[0]
     return Placement(sharding.mesh, batch, axis)
 
 
-def initialize(initializer: Any, shape: tuple[int, ...], dtype: str, layout: Any) -> Any:
+def _row_axis(spec: Any) -> str | None:
+    axes = tuple(spec) or (None,)
+    if any(name is not None for name in axes[1:]) or isinstance(axes[0], tuple):
+        raise ValueError(
+            "A table with a row-sparse optimizer, of shape (rows, dim), may be split by rows, over "
+            f"one axis of the device mesh: (axis, None). Received: {axes}"
+        )
+    return axes[0]
+
+
+def initialize(
+    initializer: Any,
+    shape: tuple[int, ...],
+    dtype: str,
+    layout: Any,
+    finish: Callable[[Any], Any] = jnp.asarray,
+) -> Any:
     """An array drawn where it is to lie: no device and no process holds more than its part.
 
     Args:
@@ -186,14 +197,15 @@ def initialize(initializer: Any, shape: tuple[int, ...], dtype: str, layout: Any
         shape: Shape of the array.
         dtype: Its dtype.
         layout: The layout that Keras wants, of which the partition counts.
+        finish: Function of drawn rows to the rows that are kept, of any width.
 
     Raises:
-        ValueError: For rows that do not divide over the devices.
+        ValueError: For rows that do not divide over the devices, or a layout that splits vectors.
     """
     distribution = keras.distribution.distribution()
     mesh = distribution.device_mesh.backend_mesh
-    axis = layout.spec[0] if len(layout.spec) else None
-    shards = mesh.shape[axis] if isinstance(axis, str) else 1
+    axis = _row_axis(layout.spec)
+    shards = 1 if axis is None else mesh.shape[axis]
     if shape[0] % shards:
         below = shape[0] // shards * shards
         raise ValueError(
@@ -208,23 +220,32 @@ def initialize(initializer: Any, shape: tuple[int, ...], dtype: str, layout: Any
     with jax.set_mesh(_no_mesh()):
         if _chunks.pieces(initializer, shape, dtype) is None:
             if math.prod(shape) <= _chunks.ELEMENTS:
-                whole = np.asarray(initializer(shape, dtype=dtype))
-                return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
-            draw = functools.partial(initializer, shape, dtype=dtype)
-            return jax.jit(draw, out_shardings=sharding)()
+                whole = np.asarray(finish(initializer(shape, dtype=dtype)))
+                return jax.make_array_from_callback(
+                    whole.shape, sharding, lambda index: whole[index]
+                )
+            return jax.jit(
+                lambda: finish(initializer(shape, dtype=dtype)), out_shardings=sharding
+            )()
+        kept = jax.eval_shape(finish, jax.ShapeDtypeStruct(shape, dtype))
         return jax.make_array_from_callback(
-            shape, sharding, functools.partial(_draw, initializer, shape, dtype)
+            kept.shape, sharding, functools.partial(_draw, initializer, shape, dtype, finish)
         )
 
 
-def _draw(initializer: Any, shape: tuple[int, ...], dtype: str, index: Any) -> np.ndarray:
+def _draw(
+    initializer: Any, shape: tuple[int, ...], dtype: str, finish: Any, index: Any
+) -> np.ndarray:
     """The part of a large table that a device holds, the same numbers as on one device."""
     begin, end, _ = index[0].indices(shape[0])
-    part = np.empty((end - begin, *shape[1:]), dtype)
-    wanted = _chunks.pieces(initializer, shape, dtype, begin, end)
-    for start, rows in wanted or ():
+    part = None
+    for start, rows in _chunks.pieces(initializer, shape, dtype, begin, end) or ():
         first, last = max(start, begin), min(start + len(rows), end)
-        part[first - begin : last - begin] = np.asarray(rows[first - start : last - start])
+        piece = np.asarray(finish(rows[first - start : last - start]))
+        if part is None:
+            part = np.empty((end - begin, *piece.shape[1:]), piece.dtype)
+        part[first - begin : last - begin] = piece
+    assert part is not None
     return part
 
 
@@ -268,7 +289,9 @@ def _collect(placement: Placement, value: Any, start: Any, size: int) -> Any:
     def local(value: Any) -> Any:
         ids = placement._own(start + jnp.arange(size, dtype=jnp.int32), value.shape[0])
         rows = value.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-        return jax.lax.psum(rows, placement.rows)
+        # Sums of integers, for floats whose bits mean something else.
+        bits = jax.lax.bitcast_convert_type(rows, jnp.int32)
+        return jax.lax.bitcast_convert_type(jax.lax.psum(bits, placement.rows), rows.dtype)
 
     return placement._map(local, (placement._spec,), PartitionSpec())(value)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_exfm.layers._row_engine import _chunks
+from keras_exfm.layers._row_engine import _chunks, _rounding
 from keras_exfm.layers._row_engine._guard import RowVariable
 
 
@@ -23,12 +23,13 @@ class TensorFlowRowEngine:
         """Creates the variables as attributes of the layer."""
         layer = self.layer
         shape = (layer.rows, layer.dim)
+        # An initializer draws in float32, so that all storage dtypes start alike.
         pieces = _chunks.pieces(layer.initializer, shape, "float32")
         start = _Start(layer.initializer, zeros=pieces is not None)
         layer.table = RowVariable(
             start,
             shape=shape,
-            dtype="float32",
+            dtype=layer.storage_dtype,
             trainable=layer.trainable,
             autocast=False,
             name="table",
@@ -75,7 +76,7 @@ class TensorFlowRowEngine:
             # A gather on the variable itself, not on its value: reading a variable that scatter
             # operations write to copies all of it.
             vectors = tf.gather(table, tf.where(inside, ids, tf.reduce_max(known)))
-            return _masked(vectors, ids, inside)
+            return _masked(tf.cast(vectors, tf.float32), ids, inside)
 
         @tf.custom_gradient
         def embed(ids: Any, handle: Any) -> Any:
@@ -91,7 +92,7 @@ class TensorFlowRowEngine:
                 )
                 return None, slices
 
-            return _masked(vectors, ids, inside), gradient
+            return _masked(tf.cast(vectors, tf.float32), ids, inside), gradient
 
         # `custom_gradient` reads the variables that its function uses. So the function gets the
         # handle, and the tape learns of the variable by a gather of nothing.
@@ -101,11 +102,13 @@ class TensorFlowRowEngine:
     def read(self, variable: Any, start: int, stop: int) -> np.ndarray:
         """Rows of a variable."""
         # A gather, since reading a variable that scatter operations write to copies all of it.
-        return tf.gather(variable.value, tf.range(start, stop)).numpy()
+        rows = tf.gather(variable.value, tf.range(start, stop))
+        # TensorFlow's own bfloat16 arrays are of another type than those of ml_dtypes.
+        return (tf.cast(rows, tf.float32) if rows.dtype == tf.bfloat16 else rows).numpy()
 
     def write(self, variable: Any, start: int, rows: Any) -> None:
         """Overwrites rows of a variable."""
-        rows = tf.convert_to_tensor(rows)
+        rows = tf.cast(tf.convert_to_tensor(rows), variable.value.dtype)
         places = tf.range(start, start + rows.shape[0])
         variable.value.scatter_update(tf.IndexedSlices(rows, places))
 
@@ -132,9 +135,10 @@ class TensorFlowRowEngine:
         state = {name: tf.gather(slot.value, rows) for name, slot in self.slots.items()}
         step = tf.identity(layer.step_counter.value)
         rate = 0.0 if layer.optimizer.scheduled else layer.rate_variable.value
-        new_rows, new_state = layer.optimizer.step(
-            tf.gather(table, rows), summed, state, rate, step
-        )
+        vectors = tf.cast(tf.gather(table, rows), tf.float32)
+        new_rows, new_state = layer.optimizer.step(vectors, summed, state, rate, step)
+        if layer.storage_dtype == "bfloat16":
+            new_rows = tf.cast(_rounding.stochastic_round(new_rows, rows, step), tf.bfloat16)
         table.scatter_update(tf.IndexedSlices(new_rows, rows))
         for name, slot in self.slots.items():
             slot.value.scatter_update(tf.IndexedSlices(new_state[name], rows))
@@ -169,4 +173,4 @@ class _Start:
         if self.zeros and tf.executing_eagerly():
             self.gave_zeros = True
             return tf.zeros(shape, dtype)
-        return self.initializer(shape, dtype=dtype)
+        return tf.cast(self.initializer(shape, dtype="float32"), dtype)
