@@ -301,6 +301,7 @@ def _apply(
     rate: Any,
     step: Any,
     vectors: Any = None,
+    first_row: Any = 0,
 ) -> tuple[Any, Any]:
     rows = table.shape[0]
     if vectors is None:
@@ -317,7 +318,7 @@ def _apply(
         state = {name: _rows_of(slot, touched) for name, slot in slots.items()}
         new_rows, new_state = optimizer.step(vectors, summed, state, rate, step)
         if packed:
-            new_rows = _pack(_rounding.stochastic_round(new_rows, ids, step))
+            new_rows = _pack(_rounding.stochastic_round(new_rows, ids + first_row, step))
         table = table.at[target].set(new_rows, mode="drop", wrap_negative_indices=False)
         slots = {
             name: slot.at[target].set(new_state[name], mode="drop", wrap_negative_indices=False)

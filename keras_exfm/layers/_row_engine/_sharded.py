@@ -74,8 +74,8 @@ class Placement:
             gradients: `ids.shape + (dim,)`.
             scalars: What `apply` gets last, the same on all devices.
             add: Function of places, gradients `(n, dim)` and a length to sums by place.
-            apply: Function of table, slots, ids `(n,)`, representatives, sums and scalars to table
-                and slots.
+            apply: Function of table, slots, ids `(n,)`, representatives, sums, scalars and
+                `first_row`, from which the ids count, to table and slots.
         """
         if 0 in ids.shape:
             return table, slots
@@ -103,9 +103,11 @@ class Placement:
             summed = add(places, gradients, ids.size)
             if copies:
                 summed = jax.lax.psum(summed, tuple(copies))
+            begin = 0
             if self.rows is not None:
+                begin = jax.lax.axis_index(self.rows) * table.shape[0]
                 ids = self._own(ids, table.shape[0])
-            return apply(table, slots, ids, first, summed, *scalars)
+            return apply(table, slots, ids, first, summed, *scalars, first_row=begin)
 
         specs = (self._spec, self._spec, along, along, PartitionSpec())
         return self._map(local, specs, (self._spec, self._spec))(
