@@ -74,6 +74,10 @@ class Categorical:
             Defaults to `False`.
         table: Name of the table to read. Features that name one table share its rows. Defaults to
             the feature's own name.
+        dim: Size of the feature's vectors if it should be smaller than the model's: a feature of
+            little importance (Wukong section 3.2). `FeatureEmbedding` concatenates the vectors of
+            all such features and turns them into vectors of the model's size by an MLP. Defaults
+            to `None`, the model's size.
 
     Example:
 
@@ -86,10 +90,13 @@ class Categorical:
     embeddings: int = 1
     hashed: bool = False
     table: str | None = None
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_positive(self.name, vocabulary_size=self.vocabulary_size, embeddings=self.embeddings)
+        if self.dim is not None:
+            _check_positive(self.name, dim=self.dim)
 
     @property
     def table_name(self) -> str:
@@ -118,6 +125,7 @@ class MultiHot:
         embeddings: Number of embeddings that the feature contributes. Defaults to `1`.
         hashed: As in `Categorical`. Defaults to `False`.
         table: As in `Categorical`. Defaults to the feature's own name.
+        dim: As in `Categorical`. Defaults to `None`.
 
     Example:
 
@@ -132,6 +140,7 @@ class MultiHot:
     embeddings: int = 1
     hashed: bool = False
     table: str | None = None
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -141,6 +150,8 @@ class MultiHot:
             length=self.length,
             embeddings=self.embeddings,
         )
+        if self.dim is not None:
+            _check_positive(self.name, dim=self.dim)
         if self.combiner not in ("mean", "sum"):
             raise SchemaError(
                 f"Feature {self.name!r}: `combiner` should be 'mean' or 'sum'. "
@@ -202,7 +213,8 @@ class Schema:
 
     Args:
         features: `Categorical`, `MultiHot` and `Numeric` descriptions with distinct names.
-            Features that share a table must agree on `vocabulary_size`, `embeddings` and `hashed`.
+            Features that share a table must agree on `vocabulary_size`, `embeddings`, `hashed`
+            and `dim`.
 
     Raises:
         SchemaError: For duplicate names or sharers of a table that disagree.
@@ -272,11 +284,11 @@ class Schema:
         return f"Schema({list(self.features)!r})"
 
     def tables(self) -> dict[str, Categorical | MultiHot]:
-        """Table name -> a feature that describes it (size, embeddings, hashed), in order."""
+        """Table name -> a feature that describes it, in order."""
         tables: dict[str, Categorical | MultiHot] = {}
         for feature in self.sparse:
             first = tables.setdefault(feature.table_name, feature)
-            for key in ("vocabulary_size", "embeddings", "hashed"):
+            for key in ("vocabulary_size", "embeddings", "hashed", "dim"):
                 if getattr(first, key) != getattr(feature, key):
                     raise SchemaError(
                         f"Features {first.name!r} and {feature.name!r} share the table "

@@ -45,7 +45,7 @@ class EmbeddingTable(keras.layers.Layer):
             optimizer trains. Defaults to `None`.
         storage_dtype: `"float32"`, or `"bfloat16"`: half the memory, `optimizer` computes in
             float32 and its result is rounded stochastically, so that small updates count on
-            average. Needs an `optimizer` or `frozen`, and an even `dim`. Defaults to `"float32"`.
+            average. Needs an `optimizer` or `frozen`. Defaults to `"float32"`.
         frozen: If `True`, no row ever trains, whatever `trainable` is set to, and no optimizer
             state is kept. Defaults to `False`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`. The optimizer's state is
@@ -100,11 +100,10 @@ class EmbeddingTable(keras.layers.Layer):
         self.optimizer = get(optimizer)
         self.storage_dtype = _checks.one_of("storage_dtype", storage_dtype, STORAGE_DTYPES)
         self.frozen = bool(frozen)
-        if storage_dtype == "bfloat16" and (self.dim % 2 or not (self.optimizer or self.frozen)):
+        if storage_dtype == "bfloat16" and not (self.optimizer or self.frozen):
             raise ValueError(
-                '`storage_dtype="bfloat16"` needs an even `dim`, and a row optimizer (which rounds '
-                f"stochastically) or `frozen=True`. Received: dim={dim}, optimizer={optimizer!r}, "
-                f"frozen={frozen}"
+                '`storage_dtype="bfloat16"` needs a row optimizer, which rounds stochastically, or '
+                f"`frozen=True`. Received: optimizer={optimizer!r}, frozen={frozen}"
             )
         self.table: Any = None
         self.rate_variable: Any = None

@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_exfm.features import PADDING, Categorical, MultiHot, Schema
+from keras_exfm.features import PADDING, Categorical, Schema
 from keras_exfm.layers import _checks
 from keras_exfm.layers._hashing import hash_to_rows
-from keras_exfm.layers._initializers import clone_initializer
+from keras_exfm.layers._initializers import stacked
 from keras_exfm.layers._mlp import MLP
-from keras_exfm.layers.embedding_table import EmbeddingTable
+from keras_exfm.layers._stack import Piece, Stack, stacks
+from keras_exfm.layers.embedding_table import STORAGE_DTYPES, EmbeddingTable
 from keras_exfm.optimizers import get
 
 # What the table is asked for when an id is neither a row nor padding: it answers NaN.
 _OUTSIDE = -2
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    """A run of gathered vectors: single vectors, or one multi-hot feature to pool."""
-
-    width: int
-    pool: MultiHot | None = None
-    columns: tuple[int, int] = (0, 0)
-
-
-class _Plan:
-    """Where each column of ids reads in the stacked table, worked out once from the schema."""
-
-    def __init__(self, schema: Schema) -> None:
-        offsets: dict[str, int] = {}
-        self.rows = 0
-        for name, table in schema.tables().items():
-            offsets[name] = self.rows
-            self.rows += table.vocabulary_size * table.embeddings
-
-        sizes: list[int] = []
-        hashed: list[bool] = []
-        gather_columns: list[int] = []
-        gather_offsets: list[int] = []
-        self.pieces: list[_Piece] = []
-        for feature in schema.sparse:
-            length = feature.length if isinstance(feature, MultiHot) else 1
-            first = len(sizes)
-            sizes += [feature.vocabulary_size] * length
-            hashed += [feature.hashed] * length
-            for e in range(feature.embeddings):
-                gather_columns += range(first, first + length)
-                gather_offsets += [
-                    offsets[feature.table_name] + e * feature.vocabulary_size
-                ] * length
-            width = feature.embeddings * length
-            if isinstance(feature, MultiHot):
-                self.pieces.append(_Piece(width, feature, (first, first + length)))
-            elif self.pieces and self.pieces[-1].pool is None:
-                self.pieces[-1] = _Piece(self.pieces[-1].width + width)
-            else:
-                self.pieces.append(_Piece(width))
-        if self.rows > np.iinfo(np.int32).max:
-            raise ValueError(
-                "The tables of one FeatureEmbedding should have at most 2**31 - 1 rows in all, "
-                f"since row ids are int32. Received: {self.rows} rows. Split the schema over "
-                "several layers with `Schema.select`, or hash into fewer rows."
-            )
-        self.sizes = np.array(sizes, "int32")
-        self.hashed = np.array(hashed, bool)
-        self.gather_columns = np.array(gather_columns, "int32")
-        self.gather_offsets = np.array(gather_offsets, "int32")
-        self.embeddings = sum(feature.embeddings for feature in schema.sparse)
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -86,12 +32,15 @@ class FeatureEmbedding(keras.layers.Layer):
        gives `T[o + e * V + i]` for `e = 0 .. embeddings - 1`, where `V` is the vocabulary size and
        `o` the first row of the feature's table; a `MultiHot` gives the mean or the sum of these
        vectors over the ids that are present.
-    2. If there are numeric features, `numeric_embeddings` vectors
+    2. If there are features with a smaller `dim` of their own, `small_embeddings` vectors
+       `reshape(Dense(MLP(concatenate(their vectors))))`; these features are left out of 1.
+    3. If there are numeric features, `numeric_embeddings` vectors
        `reshape(Dense(MLP(concatenate(numbers))))`.
 
-    So `n = sum(embeddings) + numeric_embeddings`. All tables stand in **one** stacked weight `T`
-    of `sum(V * embeddings)` rows (features that name one table share its rows), and a call gathers
-    from it once, however many features there are.
+    So `n = sum(embeddings) + small_embeddings + numeric_embeddings`. All tables of one size of
+    vector stand in **one** stacked weight `T` of `sum(V * embeddings)` rows (features that name one
+    table share its rows), and a call gathers from it once, however many features there are. Frozen
+    tables have a stack of their own.
 
     Id -1 (`keras_exfm.features.PADDING`) is a missing value: the zero vector and no gradient; a
     multi-hot list of nothing but -1 gives the zero vector. Any other id outside
@@ -105,13 +54,21 @@ class FeatureEmbedding(keras.layers.Layer):
             embeddings. Defaults to `(64,)`.
         numeric_embeddings: Number of embeddings that all numeric features together give. Defaults
             to `1`.
-        embeddings_initializer: Initializer of the stacked table. Defaults to `None`, normal with
-            the standard deviation 0.01: the noise that an id starts with is what rare ids keep,
-            and larger starts cost accuracy on a stream.
+        embeddings_initializer: Initializer of all tables, or a dict of table name to
+            initializer; tables that are not in it take the default. Defaults to `None`, normal
+            with the standard deviation 0.01: the noise that an id starts with is what rare ids
+            keep, and larger starts cost accuracy on a stream.
         optimizer: A `keras_exfm.optimizers.RowOptimizer`, or the name of one such as
             `"rowwise_adagrad"`: training then costs the same for a table of any size, see
             `EmbeddingTable`. `None`: the table is a plain weight that the model's optimizer
             trains. Defaults to `None`.
+        small_units: Widths of the ReLU layers that the vectors of the features with a smaller
+            `dim` pass. Defaults to `(64,)`.
+        small_embeddings: Number of vectors that these features give together. Defaults to
+            `None`: their sizes' sum over `dim`, rounded up.
+        storage_dtype: `"float32"` or `"bfloat16"`, of the tables; see `EmbeddingTable`. Defaults
+            to `"float32"`.
+        frozen: Names of tables that never train. Defaults to `()`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -120,8 +77,8 @@ class FeatureEmbedding(keras.layers.Layer):
             left aside.
 
     Raises:
-        ValueError: For a missing feature, ids that are not int32, a wrong shape, or more than
-            2**31 - 1 rows.
+        ValueError: For a missing feature, ids that are not int32, a wrong shape, a table that is
+            not in the schema, or more than 2**31 - 1 rows.
 
     Example:
 
@@ -154,6 +111,10 @@ class FeatureEmbedding(keras.layers.Layer):
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
         optimizer: Any = None,
+        small_units: tuple[int, ...] | list[int] = (64,),
+        small_embeddings: int | None = None,
+        storage_dtype: str = "float32",
+        frozen: Iterable[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -165,33 +126,81 @@ class FeatureEmbedding(keras.layers.Layer):
         self.dim = _checks.positive_int("dim", dim)
         self.numeric_units = _checks.unit_counts("numeric_units", numeric_units)
         self.numeric_embeddings = _checks.positive_int("numeric_embeddings", numeric_embeddings)
-        if embeddings_initializer is None:
-            embeddings_initializer = keras.initializers.RandomNormal(stddev=0.01)
-        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_initializer = self._initializers(embeddings_initializer)
         self.optimizer = get(optimizer)
-        self._plan = _Plan(schema)
-        self.table: keras.layers.Layer | None = None
+        self.small_units = _checks.unit_counts("small_units", small_units)
+        self.storage_dtype = _checks.one_of("storage_dtype", storage_dtype, STORAGE_DTYPES)
+        self.frozen = self._known_tables("frozen", (frozen,) if isinstance(frozen, str) else frozen)
+        self._stacks = stacks(schema, self.dim, frozenset(self.frozen))
+        small = sum(s.embeddings * s.dim for s in self._stacks if s.dim < self.dim)
+        if small_embeddings is None:
+            small_embeddings = max(1, -(-small // self.dim))
+        self.small_embeddings = _checks.positive_int("small_embeddings", small_embeddings)
+        self._small_width = small
+        self.tables: list[EmbeddingTable] = []
+        self.small_mlp: keras.layers.Layer | None = None
         self.numeric_mlp: keras.layers.Layer | None = None
+
+    def _known_tables(self, argument: str, names: Iterable[str]) -> tuple[str, ...]:
+        names = tuple(names)
+        unknown = sorted(set(names) - set(self.schema.tables()))
+        if unknown:
+            raise ValueError(
+                f"`{argument}` should name tables of the schema, {list(self.schema.tables())}. "
+                f"Received: {unknown}"
+            )
+        return names
+
+    def _initializers(self, given: Any) -> Any:
+        """One initializer, or one for each table that has its own."""
+        if isinstance(given, Mapping) and "class_name" not in given:
+            self._known_tables("embeddings_initializer", given)
+            return {name: keras.initializers.get(one) for name, one in given.items()}
+        if given is None:
+            given = keras.initializers.RandomNormal(stddev=0.01)
+        return keras.initializers.get(given)
+
+    def _initializer(self, stack: Stack) -> Any:
+        given = self.embeddings_initializer
+        default = self._initializers(None) if isinstance(given, dict) else given
+        own = given if isinstance(given, dict) else {}
+        sections = [
+            (stop - start, own.get(name, default)) for name, (start, stop) in stack.tables.items()
+        ]
+        return stacked(sections)
 
     @property
     def num_embeddings(self) -> int:
         """`n`, the number of embeddings an example gets."""
-        return self._plan.embeddings + (self.numeric_embeddings if self.schema.numeric else 0)
+        full = sum(stack.embeddings for stack in self._stacks if stack.dim == self.dim)
+        small = self.small_embeddings if self._small_width else 0
+        return full + small + (self.numeric_embeddings if self.schema.numeric else 0)
 
     def build(self, input_shape: Mapping[str, Any]) -> None:
         """Creates the table and the numeric MLP."""
         self._check_shapes(input_shape)
-        if self.schema.sparse:
-            self.table = EmbeddingTable(
-                self._plan.rows,
-                self.dim,
-                initializer=clone_initializer(self.embeddings_initializer),
-                optimizer=self.optimizer,
+        for stack in self._stacks:
+            table = EmbeddingTable(
+                stack.rows,
+                stack.dim,
+                initializer=self._initializer(stack),
+                optimizer=None if stack.frozen else self.optimizer,
+                storage_dtype=self.storage_dtype,
+                frozen=stack.frozen,
                 # Vectors are cast after pooling, not before.
                 dtype=self.variable_dtype,
-                name="embeddings",
+                name=stack.name,
             )
-            self.table.build((None, len(self._plan.gather_columns)))
+            table.build((None, len(stack.gather_columns)))
+            self.tables.append(table)
+        if self._small_width:
+            self.small_mlp = MLP(
+                self.small_units,
+                self.small_embeddings * self.dim,
+                dtype=self.dtype_policy,
+                name="small_mlp",
+            )
+            self.small_mlp.build((None, self._small_width))
         if self.schema.numeric:
             self.numeric_mlp = MLP(
                 self.numeric_units,
@@ -205,9 +214,20 @@ class FeatureEmbedding(keras.layers.Layer):
     def call(self, inputs: Mapping[str, Any]) -> Any:
         """Embeds a batch."""
         self._check_shapes({name: tensor.shape for name, tensor in inputs.items()})
-        parts = []
-        if self.table is not None:
-            parts += self._embed_sparse(inputs)
+        full: list[tuple[int, Any]] = []
+        small: list[tuple[int, Any]] = []
+        for stack, table in zip(self._stacks, self.tables):
+            blocks = self._embed(stack, table, inputs)
+            orders = [piece.order for piece in stack.pieces]
+            (full if stack.dim == self.dim else small).extend(zip(orders, blocks))
+        parts = [block for _, block in sorted(full, key=lambda item: item[0])]
+        if self.small_mlp is not None:
+            flat = [
+                ops.reshape(block, (-1, block.shape[1] * block.shape[2]))
+                for _, block in sorted(small, key=lambda item: item[0])
+            ]
+            out = self.small_mlp(flat[0] if len(flat) == 1 else ops.concatenate(flat, axis=1))
+            parts.append(ops.reshape(out, (-1, self.small_embeddings, self.dim)))
         if self.numeric_mlp is not None:
             numbers = [
                 ops.cast(ops.reshape(inputs[f.name], (-1, f.size)), self.compute_dtype)
@@ -217,10 +237,10 @@ class FeatureEmbedding(keras.layers.Layer):
             parts.append(ops.reshape(out, (-1, self.numeric_embeddings, self.dim)))
         return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=1)
 
-    def _embed_sparse(self, inputs: Mapping[str, Any]) -> list[Any]:
-        plan = self._plan
+    def _embed(self, stack: Stack, table: EmbeddingTable, inputs: Mapping[str, Any]) -> list[Any]:
+        """The pooled vectors of each piece of a stack, `(batch, number, size)`."""
         columns = []
-        for feature in self.schema.sparse:
+        for feature in stack.features:
             ids = inputs[feature.name]
             dtype = keras.backend.standardize_dtype(ids.dtype)
             if dtype != "int32":
@@ -232,35 +252,36 @@ class FeatureEmbedding(keras.layers.Layer):
         ids = columns[0] if len(columns) == 1 else ops.concatenate(columns, axis=1)
 
         missing = ops.equal(ids, PADDING)
-        sizes = ops.convert_to_tensor(plan.sizes)
+        sizes = ops.convert_to_tensor(stack.sizes)
         inside = ops.logical_and(ids >= 0, ids < sizes)
         local = ids
-        if plan.hashed.any():
-            hashed = ops.convert_to_tensor(plan.hashed)
-            local = ops.where(hashed, hash_to_rows(ids, plan.sizes), local)
+        if stack.hashed.any():
+            hashed = ops.convert_to_tensor(stack.hashed)
+            local = ops.where(hashed, hash_to_rows(ids, stack.sizes), local)
             inside = ops.logical_or(inside, ops.logical_and(hashed, ops.logical_not(missing)))
         # Below, `local` is a row of the feature's own table, or a negative flag that an offset
         # must not move: this also keeps huge bad ids from overflowing int32 into a good row.
         local = ops.where(inside, local, ops.where(missing, PADDING, _OUTSIDE))
-        if len(plan.gather_columns) != len(plan.sizes):
-            local = ops.take(local, plan.gather_columns, axis=1)
-        rows = ops.where(local >= 0, local + ops.convert_to_tensor(plan.gather_offsets), local)
+        if len(stack.gather_columns) != len(stack.sizes):
+            local = ops.take(local, stack.gather_columns, axis=1)
+        rows = ops.where(local >= 0, local + ops.convert_to_tensor(stack.gather_offsets), local)
 
-        assert self.table is not None
-        vectors = self.table(rows)
-        widths = [piece.width for piece in plan.pieces]
+        vectors = table(rows)
+        widths = [piece.width for piece in stack.pieces]
         # One split, not slices: its gradient is one concatenation of the pieces, where slices
         # would each be padded to the full width and summed.
         if len(widths) > 1:
             blocks = ops.split(vectors, np.cumsum(widths)[:-1].tolist(), axis=1)
         else:
             blocks = [vectors]
-        return [self._pool(piece, block, missing) for piece, block in zip(plan.pieces, blocks)]
+        return [self._pool(piece, block, missing) for piece, block in zip(stack.pieces, blocks)]
 
-    def _pool(self, piece: _Piece, vectors: Any, missing: Any) -> Any:
+    def _pool(self, piece: Piece, vectors: Any, missing: Any) -> Any:
         feature = piece.pool
         if feature is not None:
-            vectors = ops.reshape(vectors, (-1, feature.embeddings, feature.length, self.dim))
+            vectors = ops.reshape(
+                vectors, (-1, feature.embeddings, feature.length, vectors.shape[-1])
+            )
             vectors = ops.sum(vectors, axis=2)
             if feature.combiner == "mean":
                 start, stop = piece.columns
@@ -288,6 +309,61 @@ class FeatureEmbedding(keras.layers.Layer):
                     f"{('batch', *feature.shape)}. Received: {shape}"
                 )
 
+    def read_table(self, name: str) -> np.ndarray:
+        """Rows of one table of the schema, float32 `(vocabulary_size * embeddings, size)`.
+
+        Row `e * vocabulary_size + i` is the `e`-th vector of id `i`.
+
+        Args:
+            name: Name of the table.
+
+        Raises:
+            ValueError: For a name that is no table, or a layer that is not built.
+        """
+        table, start, stop = self._locate(name)
+        return table.read_rows(start, stop)
+
+    def write_table(self, name: str, values: Any) -> None:
+        """Sets the rows of one table, to start warm from another model or from known vectors.
+
+        The optimizer's state of these rows goes back to its start. Frozen tables take them too.
+
+        Args:
+            name: Name of the table.
+            values: Array of the shape that `read_table` gives.
+
+        Raises:
+            ValueError: As `read_table`, and for values of another shape or that are not finite;
+                nothing is written then.
+
+        Example:
+
+        >>> from keras_exfm import Categorical, Schema
+        >>> schema = Schema([Categorical("ad", 4)])
+        >>> old, new = FeatureEmbedding(schema, 2), FeatureEmbedding(schema, 2, frozen=["ad"])
+        >>> old.build({"ad": (None,)}), new.build({"ad": (None,)})
+        (None, None)
+        >>> new.write_table("ad", old.read_table("ad"))
+        >>> bool((new.read_table("ad") == old.read_table("ad")).all())
+        True
+        """
+        table, start, stop = self._locate(name)
+        values = np.asarray(values)
+        expected = (stop - start, table.dim)
+        if values.shape != expected:
+            raise ValueError(
+                f"Values of the table {name!r} should have the shape {expected}. Received: "
+                f"{values.shape}"
+            )
+        table.write_rows(values, start)
+
+    def _locate(self, name: str) -> tuple[EmbeddingTable, int, int]:
+        self._known_tables("name", [name])
+        if not self.built:
+            raise ValueError(f"The layer {self.name!r} is not built yet: call it once.")
+        index = next(i for i, stack in enumerate(self._stacks) if name in stack.tables)
+        return self.tables[index], *self._stacks[index].tables[name]
+
     def compute_output_shape(self, input_shape: Mapping[str, Any]) -> tuple[Any, ...]:
         """`(batch, n, dim)`."""
         batch, *_ = tuple(input_shape[self.schema.names[0]])
@@ -301,6 +377,16 @@ class FeatureEmbedding(keras.layers.Layer):
             "dim": self.dim,
             "numeric_units": list(self.numeric_units),
             "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_initializer": self._serialized_initializers(),
             "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "small_units": list(self.small_units),
+            "small_embeddings": self.small_embeddings,
+            "storage_dtype": self.storage_dtype,
+            "frozen": list(self.frozen),
         }
+
+    def _serialized_initializers(self) -> Any:
+        given = self.embeddings_initializer
+        if isinstance(given, dict):
+            return {name: keras.initializers.serialize(one) for name, one in given.items()}
+        return keras.initializers.serialize(given)

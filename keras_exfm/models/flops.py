@@ -134,13 +134,15 @@ def _lookups(schema: Schema) -> tuple[int, int]:
 def _feature_embedding(
     count: _Counter, layer: layers.FeatureEmbedding, shape: Any, differentiated: bool
 ) -> None:
-    read, pooled = _lookups(layer.schema)
-    means = sum(
-        f.embeddings
-        for f in layer.schema.sparse
-        if isinstance(f, MultiHot) and f.combiner == "mean"
-    )
-    count.elements((read - pooled + means) * layer.dim)
+    small = 0
+    for feature in layer.schema.sparse:
+        dim = min(layer.dim, feature.dim or layer.dim)
+        small += feature.embeddings * dim if dim < layer.dim else 0
+        mean = isinstance(feature, MultiHot) and feature.combiner == "mean"
+        pooling = math.prod(feature.shape) - 1 + mean
+        count.elements(feature.embeddings * pooling * dim)
+    if layer.small_mlp is not None:
+        _mlp(count, layer.small_mlp, (small,), True)
     if layer.numeric_mlp is not None:
         _mlp(count, layer.numeric_mlp, (sum(f.size for f in layer.schema.numeric),), False)
 
@@ -417,8 +419,8 @@ def non_embedding_parameters(model: keras.Model) -> int:
     rows: set[int] = set()
     for layer in model.layers:
         embedding = layer.embedding if isinstance(layer, layers.FirstOrder) else layer
-        if isinstance(embedding, layers.FeatureEmbedding) and embedding.table is not None:
-            rows |= {id(variable) for variable in embedding.table.variables}
+        if isinstance(embedding, layers.FeatureEmbedding):
+            rows |= {id(variable) for table in embedding.tables for variable in table.variables}
     return sum(
         math.prod(variable.shape)
         for variable in model.trainable_variables

@@ -436,9 +436,10 @@ def _table_parameters(model: Any) -> int:
     from keras_exfm.layers import FeatureEmbedding
 
     return sum(
-        layer.table.rows * layer.dim
+        table.rows * table.dim
         for layer in model.layers
-        if isinstance(layer, FeatureEmbedding) and layer.table is not None
+        if isinstance(layer, FeatureEmbedding)
+        for table in layer.tables
     )
 
 

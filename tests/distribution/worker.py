@@ -79,7 +79,7 @@ def make_model(optimizer: kx.optimizers.RowOptimizer) -> keras.Model:
 
 
 def table_of(model: keras.Model) -> Any:
-    return model.get_layer("embedding").table
+    return model.get_layer("embedding").tables[0]
 
 
 def fit(model: keras.Model, x: Any, y: Any, batch: int = BATCH) -> None:
@@ -130,6 +130,19 @@ def compiled_step(model: keras.Model, x: Any, y: Any) -> str:
     return step.lower(state, batch).compile().as_text()
 
 
+def halved() -> np.ndarray:
+    """A table of bfloat16 numbers after some steps."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((3,), dtype="int32")
+    initializer = keras.initializers.RandomNormal(stddev=0.1, seed=5)
+    table = kx.layers.EmbeddingTable(ROWS, DIM, initializer, adam(), storage_dtype="bfloat16")
+    model = keras.Model(ids, keras.layers.Dense(1)(keras.layers.Flatten()(table(ids))))
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    x, y = data()
+    fit(model, (x["history"] + 10 * x["ad"][:, None]).astype("int32"), y)
+    return table.read_rows()
+
+
 def refusals() -> list[str]:
     """Messages for rows that do not divide, and for a table split by columns."""
     mesh = keras.distribution.DeviceMesh((4,), ["batch"], keras.distribution.list_devices())
@@ -174,6 +187,11 @@ def four(folder: Path) -> None:
                 predicted = model.predict(x, batch_size=BATCH, verbose=0)
                 np.save(folder / "rows_adam_predicted.npy", predicted)
     (folder / "refusals.txt").write_text("\n".join(refusals()))
+    halves = {}
+    for name in ("one", "rows", "copies"):
+        keras.distribution.set_distribution(made[name]())
+        halves[name] = halved()
+    np.savez(folder / "halves.npz", **halves)
     # Training goes on from the file of one device, with the table in other places.
     keras.distribution.set_distribution(layouts()["rows"]())
     model = make_model(adam())

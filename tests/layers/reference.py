@@ -76,19 +76,22 @@ def hash_row(i, size):
     return (x ^ (x >> 16)) % size
 
 
-def feature_embedding(w, batch, schema, numeric_embeddings=1):
+def feature_embedding(w, batch, schema, numeric_embeddings=1, small_embeddings=1, frozen=()):
     """Looks every id of every feature up on its own, row by row."""
-    starts, start = {}, 0
+    tables, starts, ends = {}, {}, {}
     for feature in schema.sparse:
         if feature.table_name not in starts:
-            starts[feature.table_name] = start
-            start += feature.vocabulary_size * feature.embeddings
+            name = "frozen_embeddings" if feature.table_name in frozen else "embeddings"
+            name += f"_{feature.dim}" if feature.dim else ""
+            tables[feature.table_name] = w[f"{name}/table"]
+            starts[feature.table_name] = ends.get(name, 0)
+            ends[name] = starts[feature.table_name] + feature.vocabulary_size * feature.embeddings
     count = len(next(iter(batch.values())))
-    table = w.get("embeddings/table")
     out = []
     for b in range(count):
-        vectors = []
+        vectors, small = [], []
         for feature in schema.sparse:
+            table = tables[feature.table_name]
             ids = np.atleast_1d(np.asarray(batch[feature.name])[b]).tolist()
             for e in range(feature.embeddings):
                 total, present = np.zeros(table.shape[1]), 0
@@ -106,7 +109,10 @@ def feature_embedding(w, batch, schema, numeric_embeddings=1):
                     )
                 if getattr(feature, "combiner", "sum") == "mean" and present:
                     total = total / present
-                vectors.append(total)
+                (small if feature.dim else vectors).append(total)
+        if small:
+            tokens = mlp(sub(w, "small_mlp"), np.concatenate(small)[None])
+            vectors += list(tokens.reshape(small_embeddings, -1))
         if schema.numeric:
             numbers = np.concatenate(
                 [np.atleast_1d(np.asarray(batch[f.name], "float64")[b]) for f in schema.numeric]

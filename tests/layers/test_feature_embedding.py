@@ -348,8 +348,10 @@ def test_row_sparse_training_is_dense_training():
     """Shared tables, pooling, hashing, padding: with SGD both give the same weights."""
     dense = _trained(None, keras.optimizers.SGD(0.5))
     sparse = _trained(SparseSGD(0.5), keras.optimizers.SGD(0.5))
-    assert sparse.table.step == 4
-    np.testing.assert_allclose(to_numpy(sparse.table.table), to_numpy(dense.table.table), atol=1e-6)
+    assert sparse.tables[0].step == 4
+    np.testing.assert_allclose(
+        to_numpy(sparse.tables[0].table), to_numpy(dense.tables[0].table), atol=1e-6
+    )
     for a, b in zip(sparse.numeric_mlp.weights, dense.numeric_mlp.weights):
         np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
 
@@ -359,3 +361,139 @@ def test_row_optimizer_travels_in_the_config():
         json.dumps(FeatureEmbedding(SCHEMA, 3, optimizer=SparseSGD(0.5)).get_config())
     )
     assert FeatureEmbedding.from_config(config).optimizer.learning_rate == 0.5
+
+
+SMALL = Schema(
+    [
+        Categorical("city", 3, dim=2, embeddings=2),
+        Categorical("user", 7, embeddings=2),
+        MultiHot("tags", 4, length=2, dim=3),
+        Categorical("ad", 5, hashed=True),
+        Numeric("age"),
+        Categorical("maker", 6, hashed=True),
+    ]
+)
+
+
+def small_batch(size=4):
+    rng = np.random.default_rng(1)
+    return {
+        "city": rng.integers(-1, 3, size).astype("int32"),
+        "user": rng.integers(-1, 7, size).astype("int32"),
+        "tags": rng.integers(-1, 4, (size, 2)).astype("int32"),
+        "ad": rng.integers(-(2**31), 2**31, size).astype("int32"),
+        "age": rng.normal(size=size).astype("float32"),
+        "maker": rng.integers(0, 99, size).astype("int32"),
+    }
+
+
+class TestSmallAndFrozen:
+    def test_layer(self, tmp_path):
+        """Small features in a group, a frozen table between trained ones."""
+        width = 2 * 2 + 3
+        small = (width * 8 + 8) + (8 * 2 * 5 + 2 * 5)
+        numeric = (1 * 64 + 64) + (64 * 5 + 5)
+        layer = run_layer_test(
+            lambda **kw: FeatureEmbedding(
+                SMALL,
+                5,
+                small_units=(8,),
+                frozen=["ad"],
+                embeddings_initializer={
+                    "user": "ones",
+                    "ad": keras.initializers.RandomNormal(seed=1),
+                    "maker": keras.initializers.RandomNormal(seed=2),
+                    "tags": keras.initializers.RandomNormal(seed=3),
+                },
+                **kw,
+            ),
+            small_batch(),
+            # user 2, ad 1, maker 1; ceil(7 / 5) = 2 of the group; 1 numeric
+            output_shape=(4, 7, 5),
+            parameters=3 * 2 * 2 + 4 * 3 + (7 * 2 + 6) * 5 + small + numeric,
+            tmp_path=tmp_path,
+            reference=lambda layer, inputs: reference.feature_embedding(
+                reference.weights(layer), inputs, SMALL, small_embeddings=2, frozen=["ad"]
+            ),
+        )
+        assert layer.num_embeddings == 7
+
+    def test_initializers_reach_their_rows(self):
+        layer = FeatureEmbedding(
+            SMALL.select(["user", "ad", "maker"]),
+            2,
+            embeddings_initializer={"ad": "ones", "maker": keras.initializers.Constant(3.0)},
+        )
+        layer.build({"user": (None,), "ad": (None,), "maker": (None,)})
+        assert (layer.read_table("ad") == 1).all()
+        assert (layer.read_table("maker") == 3).all()
+        assert 0 < np.abs(layer.read_table("user")).mean() < 0.05
+
+    @pytest.mark.parametrize("optimizer", ["sparse_adam", None])
+    def test_frozen_rows_stay_whatever_is_trainable(self, optimizer):
+        layer = FeatureEmbedding(SMALL, 4, frozen=["ad"], optimizer=optimizer)
+        inputs = SMALL.inputs()
+        model = keras.Model(inputs, keras.layers.Flatten()(layer(inputs)))
+        model.trainable = False
+        model.trainable = True
+        ad, user = layer.read_table("ad"), layer.read_table("user")
+        model.compile("sgd", "mse")
+        model.fit(small_batch(), np.ones(model.output_shape[1:])[None].repeat(4, 0), verbose=0)
+        np.testing.assert_array_equal(layer.read_table("ad"), ad)
+        assert (layer.read_table("user") != user).any()
+
+    def test_warm_start(self):
+        """Values move over, also to another storage; the state of these rows starts again."""
+        source = FeatureEmbedding(SMALL, 4)
+        target = FeatureEmbedding(SMALL, 4, optimizer="sparse_adagrad", storage_dtype="bfloat16")
+        inputs = SMALL.inputs()
+        source(inputs)
+        model = keras.Model(inputs, keras.layers.Flatten()(target(inputs)))
+        model.compile("sgd", "mse")
+        model.fit(small_batch(), np.ones(model.output_shape[1:])[None].repeat(4, 0), verbose=0)
+        before = {name: target.read_table(name) for name in SMALL.tables()}
+        stack = target.tables[[t.dim for t in target.tables].index(4)]
+        changed = np.abs(to_numpy(stack.slot_accumulator) - 0.1).sum(1) > 1e-6
+        assert changed[:14].any()
+        assert changed[14:].any()
+        target.write_table("user", source.read_table("user"))
+        np.testing.assert_allclose(
+            target.read_table("user"), source.read_table("user"), rtol=2**-8, atol=0
+        )
+        for name in set(before) - {"user"}:
+            np.testing.assert_array_equal(target.read_table(name), before[name])
+        after = np.abs(to_numpy(stack.slot_accumulator) - 0.1).sum(1) > 1e-6
+        assert not after[:14].any()
+        np.testing.assert_array_equal(after[14:], changed[14:])
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (np.zeros((3, 4)), "shape"),
+            (np.full((5, 4), np.nan), "finite"),
+        ],
+    )
+    def test_bad_values_write_nothing(self, values, message):
+        layer = FeatureEmbedding(SMALL, 4)
+        layer.build({f.name: (None, *f.shape) for f in SMALL})
+        before = layer.read_table("ad")
+        with pytest.raises(ValueError, match=message):
+            layer.write_table("ad", values)
+        np.testing.assert_array_equal(layer.read_table("ad"), before)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"frozen": ["nobody"]},
+            {"embeddings_initializer": {"nobody": "ones"}},
+            {"storage_dtype": "float16"},
+            {"small_embeddings": 0},
+        ],
+    )
+    def test_bad_options(self, options):
+        with pytest.raises(ValueError, match="Received"):
+            FeatureEmbedding(SMALL, 4, **options)
+
+    def test_sharers_of_a_table_agree_on_dim(self):
+        with pytest.raises(SchemaError, match="dim"):
+            Schema([Categorical("a", 3, dim=2), Categorical("b", 3, table="a")])

@@ -37,7 +37,8 @@ class JaxRowEngine:
         self._taken: dict[int, int] = {}
         # XLA on a CPU writes a few rows of a bfloat16 array by way of a float32 copy of all of it.
         # So two bfloat16 numbers lie in the bits of one float32, which is only ever copied.
-        self._packed = layer.storage_dtype == "bfloat16"
+        # The size of a row of such a table; 0 for float32.
+        self._packed = layer.dim if layer.storage_dtype == "bfloat16" else 0
         # How the table lies on several devices; None on one.
         self._placement: _sharded.Placement | None = None
 
@@ -73,7 +74,7 @@ class JaxRowEngine:
                 pieces = ((start, _pack(rows)) for start, rows in pieces)
             return _fill(tuple(stored), pieces)
 
-        width = layer.dim // 2 if self._packed else layer.dim
+        width = (layer.dim + 1) // 2 if self._packed else layer.dim
         layer.table = variable("table", (layer.rows, width), table)
         self._placement = _sharded.placement_of(layer.table)
         for name, slot in layer.optimizer.slots().items():
@@ -100,13 +101,14 @@ class JaxRowEngine:
         else:
             rows = np.asarray(variable.value[start:stop])
         if self._packed and variable is self.layer.table:
-            return _rounding.from_bits(rows.view(np.uint16))
+            return _rounding.from_bits(rows.view(np.uint16)[:, : self._packed])
         return rows
 
     def write(self, variable: Any, start: int, rows: np.ndarray) -> None:
         """Overwrites rows of a variable."""
         if self._packed and variable is self.layer.table:
-            rows = _rounding.to_bits(rows).view(np.float32)
+            bits = _rounding.to_bits(rows)
+            rows = np.pad(bits, [(0, 0), (0, self._packed % 2)]).view(np.float32)
         if self._placement is not None:
             value = self._placement.write(variable.value, start, rows)
         else:
@@ -225,20 +227,21 @@ def _touch(arrays: list[Any], ids: Any) -> Any:
     return ids + zero.astype(ids.dtype)
 
 
-def _rows_of(array: Any, ids: Any, packed: bool = False) -> Any:
+def _rows_of(array: Any, ids: Any, packed: int = 0) -> Any:
     rows = array.at[ids].get(mode="clip", wrap_negative_indices=False)
-    return _unpack(rows) if packed else rows
+    return _unpack(rows, packed) if packed else rows
 
 
 def _pack(rows: Any) -> Any:
-    """float32 `(n, dim)` as bfloat16, two in the bits of each float32 of `(n, dim / 2)`."""
-    pairs = rows.astype(jnp.bfloat16).reshape(*rows.shape[:-1], -1, 2)
-    return jax.lax.bitcast_convert_type(pairs, jnp.float32)
+    """float32 `(n, dim)` as bfloat16, two in the bits of each float32 of `(n, ceil(dim / 2))`."""
+    n, dim = rows.shape
+    pairs = jnp.pad(rows.astype(jnp.bfloat16), ((0, 0), (0, dim % 2)))
+    return jax.lax.bitcast_convert_type(pairs.reshape(n, (dim + 1) // 2, 2), jnp.float32)
 
 
-def _unpack(rows: Any) -> Any:
+def _unpack(rows: Any, dim: int) -> Any:
     pairs = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
-    return pairs.reshape(*rows.shape[:-1], 2 * rows.shape[-1]).astype(jnp.float32)
+    return pairs.reshape(*rows.shape[:-1], -1)[..., :dim].astype(jnp.float32)
 
 
 def _mask(vectors: Any, ids: Any, rows: int) -> Any:
@@ -248,25 +251,27 @@ def _mask(vectors: Any, ids: Any, rows: int) -> Any:
     return jnp.where(inside[..., None], vectors, outside[..., None])
 
 
-def _lookup(table: Any, ids: Any, packed: bool = False) -> Any:
+def _lookup(table: Any, ids: Any, packed: int = 0) -> Any:
     return _mask(_rows_of(table, _touch([table], ids), packed), ids, table.shape[0])
 
 
-# One object each, by which compiled functions are found again.
-_GATHERS = {packed: functools.partial(_lookup, packed=packed) for packed in (False, True)}
+@functools.cache
+def _gather(packed: int) -> Any:
+    """`_lookup`, one object each, by which compiled functions are found again."""
+    return functools.partial(_lookup, packed=packed)
 
 
-def _anywhere(placement: _sharded.Placement | None, packed: bool, table: Any, ids: Any) -> Any:
+def _anywhere(placement: _sharded.Placement | None, packed: int, table: Any, ids: Any) -> Any:
     """`_lookup` in a table that may lie on several devices."""
     if placement is None:
         return _lookup(table, ids, packed)
     # Unpacked on each device, since sums over devices would change the bits.
-    return _mask(placement.lookup(table, ids, _GATHERS[packed]), ids, table.shape[0])
+    return _mask(placement.lookup(table, ids, _gather(packed)), ids, table.shape[0])
 
 
 def _update(
     optimizer: Any,
-    packed: bool,
+    packed: int,
     table: Any,
     slots: Any,
     ids: Any,
@@ -292,7 +297,7 @@ def _sum(places: Any, gradients: Any, size: Any) -> Any:
 
 def _apply(
     optimizer: Any,
-    packed: bool,
+    packed: int,
     table: Any,
     slots: Any,
     ids: Any,

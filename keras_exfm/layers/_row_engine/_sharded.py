@@ -152,7 +152,9 @@ class Placement:
 def full(shape: tuple[int, ...], value: float, dtype: str, sharding: NamedSharding) -> Any:
     """An array of one value, made where it is to lie."""
     with jax.set_mesh(_no_mesh()):
-        return jax.jit(lambda: jnp.full(shape, value, dtype), out_shardings=sharding)()
+        # An argument: XLA would make a constant of the whole array while it compiles.
+        fill = jax.jit(lambda value: jnp.full(shape, value, dtype), out_shardings=sharding)
+        return fill(np.asarray(value, dtype))
 
 
 def placement_of(variable: Any) -> Placement | None:
@@ -230,25 +232,32 @@ def initialize(
                 lambda: finish(initializer(shape, dtype=dtype)), out_shardings=sharding
             )()
         kept = jax.eval_shape(finish, jax.ShapeDtypeStruct(shape, dtype))
-        return jax.make_array_from_callback(
-            kept.shape, sharding, functools.partial(_draw, initializer, shape, dtype, finish)
-        )
+        places = sharding.addressable_devices_indices_map(kept.shape)
+        parts = []
+        for device, index in places.items():
+            with jax.default_device(device):
+                parts.append(_draw(initializer, shape, dtype, finish, index))
+        return jax.make_array_from_single_device_arrays(kept.shape, sharding, parts)
 
 
-def _draw(
-    initializer: Any, shape: tuple[int, ...], dtype: str, finish: Any, index: Any
-) -> np.ndarray:
+def _draw(initializer: Any, shape: tuple[int, ...], dtype: str, finish: Any, index: Any) -> Any:
     """The part of a large table that a device holds, the same numbers as on one device."""
     begin, end, _ = index[0].indices(shape[0])
     part = None
     for start, rows in _chunks.pieces(initializer, shape, dtype, begin, end) or ():
         first, last = max(start, begin), min(start + len(rows), end)
-        piece = np.asarray(finish(rows[first - start : last - start]))
+        piece = finish(rows[first - start : last - start])
         if part is None:
-            part = np.empty((end - begin, *piece.shape[1:]), piece.dtype)
-        part[first - begin : last - begin] = piece
+            part = jnp.zeros((end - begin, *piece.shape[1:]), piece.dtype)
+        # Waiting keeps the pieces from piling up: JAX draws ahead otherwise.
+        part = jax.block_until_ready(_fill(part, piece, first - begin))
     assert part is not None
     return part
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _fill(part: Any, rows: Any, start: Any) -> Any:
+    return jax.lax.dynamic_update_slice_in_dim(part, rows, start, 0)
 
 
 def _no_mesh() -> jax.sharding.Mesh:
