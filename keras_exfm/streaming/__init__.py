@@ -4,6 +4,7 @@ from keras_exfm.streaming import partitions
 from keras_exfm.streaming.columns import MS_PER_HOUR, StreamError
 from keras_exfm.streaming.reader import read
 from keras_exfm.streaming.stream import Stream, hours, read_hour, write_hour
+from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
 from keras_exfm.streaming.validation import (
     ValidationResult,
     load_predictions,
@@ -16,6 +17,7 @@ from keras_exfm.streaming.validation import (
 __all__ = [
     "MS_PER_HOUR",
     "Stream",
+    "StreamCheckpoint",
     "StreamError",
     "ValidationResult",
     "hours",

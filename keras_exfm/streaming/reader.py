@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from keras_exfm.features import PADDING, Numeric, Schema
+from keras_exfm.streaming._progress import Position
 from keras_exfm.streaming.columns import StreamError
 from keras_exfm.streaming.stream import Stream, as_stream
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
 
 Batch = dict[str, np.ndarray]
 
@@ -32,6 +35,7 @@ def read(
     drop_remainder: bool = False,
     epochs: int = 1,
     prefetch: int = 2,
+    checkpoint: StreamCheckpoint | None = None,
 ) -> tf.data.Dataset:
     """A labelled stream as `tf.data` batches of one fixed size, in time order.
 
@@ -59,6 +63,9 @@ def read(
             it. Defaults to `False`.
         epochs: How often to go through the stream. Defaults to `1`.
         prefetch: Batches that are read ahead. Defaults to `2`.
+        checkpoint: A `StreamCheckpoint` that is also a callback of the `fit` which reads this
+            dataset. If its folder holds a checkpoint, the first pass begins with the batch after
+            it, at the table version that it was reading. Defaults to `None`.
 
     Raises:
         StreamError: For a stream, hours, columns or features that do not exist. A corrupt file or
@@ -80,6 +87,8 @@ def read(
     import tensorflow as tf
 
     stream = as_stream(path, version)
+    if checkpoint is not None:
+        stream = checkpoint.pin(path, stream, version)
     schema = schema or stream.schema
     stream.check_columns(schema, columns)
     for name, value, least in (
@@ -95,21 +104,67 @@ def read(
         raise StreamError(f"`pad` should be 'hour' or 'end'. Received: pad={pad!r}")
     chosen = stream.select_hours(hours)
 
-    def generate() -> Iterator[tuple[Batch, Batch, np.ndarray]]:
-        for _ in range(epochs):
-            empty = True
-            for batch in _batches(stream, schema, chosen, columns, vertical, batch_size, pad):
+    verticals = [vertical] if isinstance(vertical, str) else vertical
+    progress = None
+    if checkpoint is not None:
+        progress = checkpoint.attach(
+            {
+                "table": stream.table_id,
+                "version": stream.version,
+                "hours": [chosen[0], chosen[-1]],
+                "vertical": None if verticals is None else sorted(verticals),
+                "schema": schema.to_dict(),
+                "batch_size": int(batch_size),
+                "pad": pad,
+                "drop_remainder": bool(drop_remainder),
+                "epochs": int(epochs),
+            }
+        )
+
+    def batches(start: Position) -> Iterator[tuple[Position, Batch]]:
+        number = start.batches
+        for repeat in range(start.repeat, epochs):
+            first = start.hour if repeat == start.repeat else None
+            empty = first is None
+            for hour, row, batch in _batches(
+                stream,
+                schema,
+                [h for h in chosen if first is None or h >= first],
+                columns,
+                verticals,
+                batch_size,
+                pad,
+                0 if first is None else start.row,
+            ):
                 empty = False
                 if len(batch["label"]) < batch_size:
                     if drop_remainder:
                         continue
                     batch = pad_batch(batch, schema, batch_size)
-                yield split(batch, schema, columns)
+                number += 1
+                yield Position(number, repeat, hour, row), batch
             if empty:
                 raise StreamError(
                     f"{stream.path}: no row of vertical {vertical!r} in hours "
                     f"{chosen[0]}..{chosen[-1]}"
                 )
+
+    def generate() -> Iterator[tuple[Batch, Batch, np.ndarray]]:
+        if progress is None:
+            for _, batch in batches(Position()):
+                yield split(batch, schema, columns)
+            return
+        # One batch is held back, so that the last one is known as such when it is handed out.
+        held: tuple[Position, Batch] | None = None
+        for found in batches(progress.start):
+            if held is not None:
+                progress.note(held[0])
+                yield split(held[1], schema, columns)
+            held = found
+        if held is not None:
+            progress.note(held[0])
+            progress.length = held[0].batches
+            yield split(held[1], schema, columns)
 
     features = {f.name: tf.TensorSpec((batch_size, *f.shape), f.dtype) for f in schema}
     labels = {
@@ -120,13 +175,16 @@ def read(
         generate,
         output_signature=(features, labels, tf.TensorSpec((batch_size,), tf.float32)),
     )
-    if vertical is None:
+    # The first pass after a restart is shorter than the others: it states no length.
+    if vertical is None and (progress is None or progress.start.batches == 0):
         sizes = [stream.rows(hour) for hour in chosen]
         sizes = sizes if pad == "hour" else [sum(sizes)]
         count = sum(
             size // batch_size if drop_remainder else -(-size // batch_size) for size in sizes
         )
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(count * epochs))
+        if progress is not None:
+            progress.stated = count * epochs
     return dataset.prefetch(prefetch)
 
 
@@ -162,25 +220,37 @@ def _batches(
     schema: Schema,
     hours: list[int],
     columns: Sequence[str],
-    vertical: str | Sequence[str] | None,
+    verticals: Sequence[str] | None,
     size: int,
     pad: str,
-) -> Iterator[Batch]:
+    skip: int,
+) -> Iterator[tuple[int, int, Batch]]:
+    """Batches with the place after each: its hour and the rows of this hour up to there.
+
+    `skip` rows of the first hour are left out.
+    """
     rest: Batch | None = None
+    hour = row = 0
     for hour in hours:
-        for chunk in stream.chunks(hour, schema, columns, vertical):
+        row, skip = skip, 0
+        for chunk in stream.chunks(hour, schema, columns, verticals, row):
+            # The place of the chunk's first row, minus what earlier chunks or hours left.
+            first = row
+            row += len(chunk["label"])
             if rest is not None:
+                first -= len(rest["label"])
                 chunk = {name: np.concatenate([rest[name], chunk[name]]) for name in chunk}
             rows = len(chunk["label"])
             whole = rows - rows % size
             for start in range(0, whole, size):
-                yield {name: column[start : start + size] for name, column in chunk.items()}
+                batch = {name: column[start : start + size] for name, column in chunk.items()}
+                yield hour, first + start + size, batch
             rest = {n: column[whole:] for n, column in chunk.items()} if whole < rows else None
         if pad == "hour" and rest is not None:
-            yield rest
+            yield hour, row, rest
             rest = None
     if rest is not None:
-        yield rest
+        yield hour, row, rest
 
 
 def _tf_type(stream: Stream, name: str) -> tf.DType:

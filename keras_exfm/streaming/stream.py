@@ -98,6 +98,11 @@ class Stream:
         """Names of the table's columns."""
         return list(self.arrow_schema.names)
 
+    @property
+    def table_id(self) -> str:
+        """What tells this table from any other, wherever it is moved."""
+        return str(self.table.metadata().id)
+
     def rows(self, hour: int) -> int:
         """Number of rows of an hour, from the log alone."""
         self._check_hour(hour)
@@ -136,8 +141,12 @@ class Stream:
         schema: Schema,
         columns: Sequence[str] = (),
         vertical: str | Sequence[str] | None = None,
+        skip: int = 0,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Encoded rows of one hour in time order, some ten thousand rows at a time.
+
+        The first `skip` rows (of the verticals asked for) are left out without being encoded, and
+        as far as whole row groups go, without being read.
 
         Yields:
             The features, `label`, `teacher_logit` (NaN for none), `weight` and `columns`.
@@ -151,11 +160,16 @@ class Stream:
         own = ["label", "teacher_logit", *(c for c in columns if c != "hour")]
         own += ["weight"] if "weight" in self.columns else []
         wanted = dict.fromkeys([*schema.names, *own, *(["vertical"] if verticals else [])])
-        for file, start, batch in self._batches(hour, list(wanted)):
+        # Which rows belong to a vertical shows only when they are read.
+        unseen = 0 if verticals else skip
+        for file, start, batch in self._batches(hour, list(wanted), unseen):
             rows = f"{file} (hour {hour}, rows {start}..{start + len(batch) - 1})"
             if verticals:
                 chosen = pc.is_in(batch.column("vertical"), pa.array(verticals, pa.string()))
                 batch = batch.filter(chosen)
+                left_out = min(skip, len(batch))
+                skip -= left_out
+                batch = batch.slice(left_out)
                 if not len(batch):
                     continue
             try:
@@ -178,10 +192,12 @@ class Stream:
         if hour not in self._files:
             raise StreamError(f"{self.path}: no hour {hour}. The stream has {self.hours}")
 
-    def _batches(self, hour: int, columns: list[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def _batches(
+        self, hour: int, columns: list[str], skip: int = 0
+    ) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         files = self._files[hour]
         if len(files) == 1:
-            yield from self._file_batches(files[0], columns)
+            yield from self._file_batches(files[0], columns, skip)
             return
         # Several files (another writer, or `optimize`): only all of them together have an order.
         keys = ["timestamp", "example_id"]
@@ -191,14 +207,14 @@ class Stream:
             for file in files
         ]
         whole = pa.concat_tables(parts).sort_by([(key, "ascending") for key in keys])
-        start = 0
+        start = skip
         name = f"{self.path}/{{{', '.join(sorted(files))}}}"
-        for batch in whole.select(columns).to_batches(max_chunksize=_CHUNK_ROWS):
+        for batch in whole.select(columns).slice(skip).to_batches(max_chunksize=_CHUNK_ROWS):
             yield name, start, batch
             start += len(batch)
 
     def _file_batches(
-        self, file: str, columns: list[str]
+        self, file: str, columns: list[str], skip: int = 0
     ) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         name = f"{self.path}/{file}"
         start = 0
@@ -208,9 +224,13 @@ class Stream:
                 lacking = [c for c in columns if c not in parquet.schema_arrow.names]
                 if lacking:
                     raise StreamError(f"{name}: the file lacks the columns {lacking}.")
-                for batch in parquet.iter_batches(_CHUNK_ROWS, columns=columns):
-                    if len(batch):
-                        yield name, start, batch
+                groups = list(range(parquet.num_row_groups))
+                while groups and start + parquet.metadata.row_group(groups[0]).num_rows <= skip:
+                    start += parquet.metadata.row_group(groups.pop(0)).num_rows
+                for batch in parquet.iter_batches(_CHUNK_ROWS, row_groups=groups, columns=columns):
+                    left_out = min(max(skip - start, 0), len(batch))
+                    if left_out < len(batch):
+                        yield name, start + left_out, batch.slice(left_out)
                     start += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise StreamError(f"{name}: cannot read the Parquet file: {error}") from error
