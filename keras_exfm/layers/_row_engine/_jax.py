@@ -112,7 +112,8 @@ class JaxRowEngine:
         if self._placement is not None:
             value = self._placement.write(variable.value, start, rows)
         else:
-            value = _put(variable.value, jnp.asarray(rows), start)
+            # Waited for, else pieces that are read faster than put would queue up in memory.
+            value = jax.block_until_ready(_put(variable.value, jnp.asarray(rows), start))
         variable.assign_directly(value)
 
     def _overwrite(self, variable: RowVariable, value: Any) -> Any:
