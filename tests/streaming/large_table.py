@@ -27,7 +27,7 @@ class Before(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         for variable in self.model.variables:  # JAX may still be at work on them.
-            if variable.shape:
+            if len(variable.shape):
                 keras.ops.convert_to_numpy(variable[:1])
         Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
         self.resident = resident("VmRSS")
