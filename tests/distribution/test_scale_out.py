@@ -158,6 +158,14 @@ def test_what_cannot_be_split_is_refused(four):
     assert "(axis, None). Received: (None, 'batch')" in columns
 
 
+@pytest.mark.parametrize("layout", ["copies", "rows"])
+def test_bfloat16_rows_are_rounded_as_on_one_device(four, layout):
+    halves = np.load(four / "halves.npz")
+    np.testing.assert_allclose(halves[layout], halves["one"], rtol=2**-7)
+    # A sum in another order may, rarely, round the other way.
+    assert np.mean(halves[layout] == halves["one"]) > 0.99
+
+
 def test_training_goes_on_from_the_file_of_one_device(four):
     _compare(four, "rows_adam_resumed", "one_adam_longer")
 

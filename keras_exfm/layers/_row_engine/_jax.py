@@ -46,9 +46,14 @@ class JaxRowEngine:
         """Creates the variables as attributes of the layer."""
         layer = self.layer
 
-        def variable(
-            name: str, shape: tuple[int, ...], initializer: Any, layout: Any = None
-        ) -> Any:
+        width = (layer.dim + 1) // 2 if self._packed else layer.dim
+        self._placement = _sharded.placement_of(f"{layer.path}/table", (layer.rows, width))
+
+        def variable(name: str, shape: tuple[int, ...], initializer: Any) -> Any:
+            layout = None
+            if self._placement is not None:
+                layout = self._placement.sharding(shape)
+                initializer = _sharded.initial_value(initializer, shape)
             return RowVariable(
                 initializer,
                 shape=shape,
@@ -60,12 +65,11 @@ class JaxRowEngine:
                 layout=layout,
             )
 
-        # Keras gives a layout under a distribution.
-        def table(stored: Any, dtype: Any, layout: Any = None) -> Any:
+        def table(stored: Any, dtype: Any) -> Any:
             shape = (layer.rows, layer.dim)
-            if layout is not None:
+            if self._placement is not None:
                 finish = _pack if self._packed else jnp.asarray
-                return _sharded.initialize(layer.initializer, shape, dtype, layout, finish)
+                return self._placement.draw(layer.initializer, shape, dtype, finish)
             pieces = _chunks.pieces(layer.initializer, shape, dtype)
             if pieces is None:
                 whole = layer.initializer(shape, dtype=dtype)
@@ -74,16 +78,21 @@ class JaxRowEngine:
                 pieces = ((start, _pack(rows)) for start, rows in pieces)
             return _fill(tuple(stored), pieces)
 
-        width = (layer.dim + 1) // 2 if self._packed else layer.dim
         layer.table = variable("table", (layer.rows, width), table)
-        self._placement = _sharded.placement_of(layer.table)
         for name, slot in layer.optimizer.slots().items():
             shape = (layer.rows,) if slot.per_row else (layer.rows, layer.dim)
-            sharding = None if self._placement is None else self._placement.sharding(shape)
-            initial = functools.partial(_full, slot.initial, sharding)
-            self.slots[name] = variable(name, shape, initial, sharding)
+            initial = functools.partial(_full, self._placement, slot.initial)
+            self.slots[name] = variable(name, shape, initial)
             setattr(layer, f"slot_{name}", self.slots[name])
-        layer.step_words = variable("step", (2,), keras.initializers.Zeros())
+        layer.step_words = RowVariable(
+            keras.initializers.Zeros(),
+            shape=(2,),
+            dtype="float32",
+            trainable=layer.trainable,
+            autocast=False,
+            name="step",
+            overwrite=self._overwrite,
+        )
 
     def get_step(self) -> int:
         """Number of training steps that the table has seen."""
@@ -125,8 +134,11 @@ class JaxRowEngine:
         self._taken[id(variable)] = self._backwards
         return variable.assign_directly(value)
 
-    def lookup(self, ids: Any, training: bool | None) -> Any:
-        """Vectors of `ids`, with the row-sparse update as their backward pass."""
+    def lookup(self, ids: Any, training: bool | None, fresh: Any = None) -> Any:
+        """Vectors of `ids`, with the row-sparse update as their backward pass.
+
+        The rows of the ids marked `fresh` are renewed first; it is the backward pass that keeps it.
+        """
         del training  # A gradient that is taken is applied, as for any Keras weight.
         layer = self.layer
         placement, packed = self._placement, self._packed
@@ -136,10 +148,12 @@ class JaxRowEngine:
         forward_at = self._backwards
 
         @jax.custom_vjp
-        def embed(table: Any, slots: Any, words: Any, rate: Any, ids: Any) -> Any:
+        def embed(table: Any, slots: Any, words: Any, rate: Any, ids: Any, fresh: Any) -> Any:
+            table, _ = _renew(optimizer, table, {}, ids, fresh)
             return _anywhere(placement, packed, table, ids)
 
-        def forward(table: Any, slots: Any, words: Any, rate: Any, ids: Any) -> Any:
+        def forward(table: Any, slots: Any, words: Any, rate: Any, ids: Any, fresh: Any) -> Any:
+            table, slots = _renew(optimizer, table, slots, ids, fresh)
             if placement is not None:
                 vectors = _anywhere(placement, packed, table, ids)
                 return vectors, (None, table, slots, words, rate, ids)
@@ -172,12 +186,12 @@ class JaxRowEngine:
                 )
             step = step + 1
             words = jnp.stack([step // _WORD, step % _WORD]).astype(jnp.float32)
-            return table, slots, words, jnp.zeros_like(rate), None
+            return table, slots, words, jnp.zeros_like(rate), None, None
 
         embed.defvjp(forward, backward)
         slots = {name: variable.value for name, variable in self.slots.items()}
         rate = jnp.float32(0) if optimizer.scheduled else layer.rate_variable.value
-        return embed(layer.table.value, slots, layer.step_words.value, rate, ids)
+        return embed(layer.table.value, slots, layer.step_words.value, rate, ids, fresh)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -185,13 +199,11 @@ def _put(whole: Any, rows: Any, start: Any) -> Any:
     return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, 0)
 
 
-def _full(
-    value: float, sharding: Any, shape: tuple[int, ...], dtype: Any, layout: Any = None
-) -> Any:
+def _full(placement: Any, value: float, shape: tuple[int, ...], dtype: Any) -> Any:
+    if placement is not None:
+        return placement.full(value, shape, dtype)
     # Keras' Constant makes ones first, and the product beside them.
-    if layout is None or sharding is None:
-        return jnp.full(shape, value, dtype)
-    return _sharded.full(shape, value, dtype, sharding)
+    return jnp.full(shape, value, dtype)
 
 
 def _fill(shape: tuple[int, ...], pieces: Iterator[tuple[int, Any]]) -> Any:
@@ -268,6 +280,22 @@ def _anywhere(placement: _sharded.Placement | None, packed: int, table: Any, ids
         return _lookup(table, ids, packed)
     # Unpacked on each device, since sums over devices would change the bits.
     return _mask(placement.lookup(table, ids, _gather(packed)), ids, table.shape[0])
+
+
+def _renew(
+    optimizer: Any, table: Any, slots: dict[str, Any], ids: Any, fresh: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Zeros in the rows marked `fresh`, and the state that every row has at the start."""
+    if fresh is None:
+        return table, slots
+    rows = table.shape[0]
+    target = jnp.where(fresh & (ids >= 0), ids, rows).reshape(-1)
+
+    def put(array: Any, value: float) -> Any:
+        return array.at[target].set(value, mode="drop", wrap_negative_indices=False)
+
+    initial = {name: slot.initial for name, slot in optimizer.slots().items()}
+    return put(table, 0.0), {name: put(slot, initial[name]) for name, slot in slots.items()}
 
 
 def _update(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,58 @@ class Placement:
         """An array with other rows; the old one is given up."""
         return _put(self, value, rows, np.int32(start))
 
+    def draw(
+        self,
+        initializer: Any,
+        shape: tuple[int, ...],
+        dtype: str,
+        finish: Callable[[Any], Any] = jnp.asarray,
+    ) -> Any:
+        """An array drawn where it is to lie: no device and no process holds more than its part.
+
+        Args:
+            initializer: A Keras initializer.
+            shape: Shape of the array.
+            dtype: Its dtype.
+            finish: Function of drawn rows to the rows that are kept, of any width.
+
+        Raises:
+            ValueError: For rows that do not divide over the devices.
+        """
+        shards = 1 if self.rows is None else self.mesh.shape[self.rows]
+        if shape[0] % shards:
+            below = shape[0] // shards * shards
+            raise ValueError(
+                f"The rows of a table that is split over the {shards} devices of the mesh axis "
+                f"{self.rows!r} should be a multiple of {shards}. Received: rows={shape[0]}. The "
+                f"nearest sizes that fit are {f'{below} and ' if below else ''}{below + shards}. "
+                "(A FeatureEmbedding's rows are the sum of vocabulary_size * embeddings over its "
+                "tables: make one vocabulary larger.)"
+            )
+        sharding = self.sharding(shape)
+        if _chunks.pieces(initializer, shape, dtype) is None:
+            if math.prod(shape) > _chunks.ELEMENTS:
+                draw = jax.jit(
+                    lambda: finish(initializer(shape, dtype=dtype)), out_shardings=sharding
+                )
+                return draw()
+            whole = np.asarray(finish(initializer(shape, dtype=dtype)))
+            return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+        kept = jax.eval_shape(finish, jax.ShapeDtypeStruct(shape, dtype))
+        parts = []
+        for device, index in sharding.addressable_devices_indices_map(kept.shape).items():
+            with jax.default_device(device):
+                parts.append(_draw(initializer, shape, dtype, finish, index))
+        return jax.make_array_from_single_device_arrays(kept.shape, sharding, parts)
+
+    def full(self, value: float, shape: tuple[int, ...], dtype: str) -> Any:
+        """An array of one value, made where it is to lie."""
+        # An argument: XLA would make a constant of the whole array while it compiles.
+        fill = jax.jit(
+            lambda value: jnp.full(shape, value, dtype), out_shardings=self.sharding(shape)
+        )
+        return fill(np.asarray(value, dtype))
+
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """Where an array of this shape lies, its rows as those of the table."""
         return NamedSharding(self.mesh, PartitionSpec(self.rows, *[None] * (len(shape) - 1)))
@@ -149,16 +202,12 @@ class Placement:
         )
 
 
-def full(shape: tuple[int, ...], value: float, dtype: str, sharding: NamedSharding) -> Any:
-    """An array of one value, made where it is to lie."""
-    with jax.set_mesh(_no_mesh()):
-        # An argument: XLA would make a constant of the whole array while it compiles.
-        fill = jax.jit(lambda value: jnp.full(shape, value, dtype), out_shardings=sharding)
-        return fill(np.asarray(value, dtype))
+def placement_of(path: str, shape: tuple[int, ...]) -> Placement | None:
+    """Where Keras' current distribution puts a table that is to be made; `None` without one.
 
-
-def placement_of(variable: Any) -> Placement | None:
-    """Where Keras' current distribution puts a table; `None` for a table on one device.
+    Args:
+        path: `path` of the variable to come.
+        shape: Its shape.
 
     Raises:
         ValueError: For a layout that splits the vectors.
@@ -166,10 +215,9 @@ def placement_of(variable: Any) -> Placement | None:
     distribution = keras.distribution.distribution()
     if distribution is None:
         return None
+    variable = types.SimpleNamespace(path=path, shape=shape, name="table")
     layout = distribution.get_variable_layout(variable)
     sharding = getattr(layout, "backend_layout", layout)
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
-        return None
     axis = _row_axis(sharding.spec)
     if axis is not None and sharding.mesh.shape[axis] == 1:
         axis = None
@@ -187,57 +235,26 @@ def _row_axis(spec: Any) -> str | None:
     return axes[0]
 
 
-def initialize(
-    initializer: Any,
-    shape: tuple[int, ...],
-    dtype: str,
-    layout: Any,
-    finish: Callable[[Any], Any] = jnp.asarray,
-) -> Any:
-    """An array drawn where it is to lie: no device and no process holds more than its part.
+def initial_value(initializer: Callable[..., Any], shape: tuple[int, ...]) -> Any:
+    """What to give Keras as the initial value of a variable that lies on several devices.
 
-    Args:
-        initializer: A Keras initializer.
-        shape: Shape of the array.
-        dtype: Its dtype.
-        layout: The layout that Keras wants, of which the partition counts.
-        finish: Function of drawn rows to the rows that are kept, of any width.
-
-    Raises:
-        ValueError: For rows that do not divide over the devices, or a layout that splits vectors.
+    The value itself: of what an initializer returns, Keras would hold a copy for a while. While
+    Keras only asks for shapes (a subclassed model, built by its first `fit`) an initializer is all
+    that it takes.
     """
-    distribution = keras.distribution.distribution()
-    mesh = distribution.device_mesh.backend_mesh
-    axis = _row_axis(layout.spec)
-    shards = 1 if axis is None else mesh.shape[axis]
-    if shape[0] % shards:
-        below = shape[0] // shards * shards
-        raise ValueError(
-            f"The rows of a table that is split over the {shards} devices of the mesh axis "
-            f"{axis!r} should be a multiple of {shards}. Received: rows={shape[0]}. The nearest "
-            f"sizes that fit are {f'{below} and ' if below else ''}{below + shards}. (A "
-            "FeatureEmbedding's rows are the sum of vocabulary_size * embeddings over its "
-            "tables: make one vocabulary larger.)"
-        )
-    sharding = NamedSharding(mesh, layout.spec)
-    # Keras calls initializers within a mesh context, where every operation runs on all devices.
-    with jax.set_mesh(_no_mesh()):
-        if _chunks.pieces(initializer, shape, dtype) is None:
-            if math.prod(shape) <= _chunks.ELEMENTS:
-                whole = np.asarray(finish(initializer(shape, dtype=dtype)))
-                return jax.make_array_from_callback(
-                    whole.shape, sharding, lambda index: whole[index]
-                )
-            return jax.jit(
-                lambda: finish(initializer(shape, dtype=dtype)), out_shardings=sharding
-            )()
-        kept = jax.eval_shape(finish, jax.ShapeDtypeStruct(shape, dtype))
-        places = sharding.addressable_devices_indices_map(kept.shape)
-        parts = []
-        for device, index in places.items():
-            with jax.default_device(device):
-                parts.append(_draw(initializer, shape, dtype, finish, index))
-        return jax.make_array_from_single_device_arrays(kept.shape, sharding, parts)
+
+    def later(shape: Any, dtype: Any, layout: Any = None) -> Any:
+        if layout is None:
+            return jnp.zeros(shape, dtype)  # Only the shape is looked at.
+        # Keras calls it within a mesh context, where every operation would run on all devices.
+        with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):
+            return initializer(tuple(shape), dtype)
+
+    try:
+        keras.Variable(np.zeros((), "float32"), trainable=False)
+    except ValueError:
+        return later
+    return initializer(shape, "float32")
 
 
 def _draw(initializer: Any, shape: tuple[int, ...], dtype: str, finish: Any, index: Any) -> Any:
@@ -258,10 +275,6 @@ def _draw(initializer: Any, shape: tuple[int, ...], dtype: str, finish: Any, ind
 @functools.partial(jax.jit, donate_argnums=0)
 def _fill(part: Any, rows: Any, start: Any) -> Any:
     return jax.lax.dynamic_update_slice_in_dim(part, rows, start, 0)
-
-
-def _no_mesh() -> jax.sharding.Mesh:
-    return jax.sharding.Mesh(np.empty((), object), ())
 
 
 def _local_rows(value: Any, start: int, stop: int) -> np.ndarray:
