@@ -188,7 +188,7 @@ def four(folder: Path) -> None:
                 np.save(folder / "rows_adam_predicted.npy", predicted)
     (folder / "refusals.txt").write_text("\n".join(refusals()))
     halves = {}
-    for name in ("one", "rows", "copies"):
+    for name in ("one", "rows"):
         keras.distribution.set_distribution(made[name]())
         halves[name] = halved()
     np.savez(folder / "halves.npz", **halves)
