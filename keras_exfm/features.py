@@ -60,6 +60,23 @@ def _check_positive(feature: str, **values: int) -> None:
             )
 
 
+def _check_admission(feature: Categorical | MultiHot) -> None:
+    if feature.admit_after is None:
+        return
+    _check_positive(feature.name, admit_after=feature.admit_after)
+    if feature.hashed:
+        raise SchemaError(
+            f"Feature {feature.name!r}: `hashed` and `admit_after` exclude each other: a dynamic "
+            "table gives ids rows of their own. Received: hashed=True, "
+            f"admit_after={feature.admit_after!r}"
+        )
+    if feature.vocabulary_size < 2:
+        raise SchemaError(
+            f"Feature {feature.name!r}: with `admit_after`, `vocabulary_size` should be at least "
+            f"2, since row 0 belongs to no id. Received: vocabulary_size={feature.vocabulary_size}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Categorical:
     """One id per example.
@@ -78,6 +95,11 @@ class Categorical:
             little importance (Wukong section 3.2). `FeatureEmbedding` concatenates the vectors of
             all such features and turns them into vectors of the model's size by an MLP. Defaults
             to `None`, the model's size.
+        admit_after: If set, the table is dynamic, for the ids of a stream: any id is allowed, as
+            if `hashed`, and gets one of the `vocabulary_size - 1` rows after it was looked up this
+            many times in training; row 0 is what all other ids read, and once the table is full,
+            ids that were not seen for long give up their rows. See `layers.DynamicIds`. Needs a
+            row optimizer. Defaults to `None`.
 
     Example:
 
@@ -91,12 +113,14 @@ class Categorical:
     hashed: bool = False
     table: str | None = None
     dim: int | None = None
+    admit_after: int | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_positive(self.name, vocabulary_size=self.vocabulary_size, embeddings=self.embeddings)
         if self.dim is not None:
             _check_positive(self.name, dim=self.dim)
+        _check_admission(self)
 
     @property
     def table_name(self) -> str:
@@ -126,6 +150,7 @@ class MultiHot:
         hashed: As in `Categorical`. Defaults to `False`.
         table: As in `Categorical`. Defaults to the feature's own name.
         dim: As in `Categorical`. Defaults to `None`.
+        admit_after: As in `Categorical`. Defaults to `None`.
 
     Example:
 
@@ -141,6 +166,7 @@ class MultiHot:
     hashed: bool = False
     table: str | None = None
     dim: int | None = None
+    admit_after: int | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -152,6 +178,7 @@ class MultiHot:
         )
         if self.dim is not None:
             _check_positive(self.name, dim=self.dim)
+        _check_admission(self)
         if self.combiner not in ("mean", "sum"):
             raise SchemaError(
                 f"Feature {self.name!r}: `combiner` should be 'mean' or 'sum'. "
@@ -213,8 +240,8 @@ class Schema:
 
     Args:
         features: `Categorical`, `MultiHot` and `Numeric` descriptions with distinct names.
-            Features that share a table must agree on `vocabulary_size`, `embeddings`, `hashed`
-            and `dim`.
+            Features that share a table must agree on `vocabulary_size`, `embeddings`, `hashed`,
+            `dim` and `admit_after`.
 
     Raises:
         SchemaError: For duplicate names or sharers of a table that disagree.
@@ -288,7 +315,7 @@ class Schema:
         tables: dict[str, Categorical | MultiHot] = {}
         for feature in self.sparse:
             first = tables.setdefault(feature.table_name, feature)
-            for key in ("vocabulary_size", "embeddings", "hashed", "dim"):
+            for key in ("vocabulary_size", "embeddings", "hashed", "dim", "admit_after"):
                 if getattr(first, key) != getattr(feature, key):
                     raise SchemaError(
                         f"Features {first.name!r} and {feature.name!r} share the table "
@@ -347,8 +374,8 @@ class Schema:
     def encode(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Checks raw columns and turns them into what the model's inputs take.
 
-        Ids become int32; strings and 64-bit ids of `hashed` features are folded to 32 bits
-        (`fold_ids`). Extra columns are dropped.
+        Ids become int32; strings and 64-bit ids of `hashed` and dynamic features are folded to 32
+        bits (`fold_ids`). Extra columns are dropped.
 
         Args:
             batch: Feature name -> array-like with one row per example.
@@ -377,7 +404,7 @@ class Schema:
 
 
 def fold_ids(ids: np.ndarray) -> np.ndarray:
-    """Folds 64-bit integers or strings to int32 for a `hashed` feature.
+    """Folds 64-bit integers or strings to int32 for a `hashed` or dynamic feature.
 
     Integers that fit in int32 stay as they are (so a model fed with int32 directly sees the same
     ids); larger ones become `murmur3_fmix64(id)`'s low 31 bits; strings take the first eight bytes
@@ -447,7 +474,7 @@ def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
         if bad.any():
             raise _first_bad(feature, column, bad, "finite numbers")
         return column
-    if feature.hashed:
+    if feature.hashed or feature.admit_after is not None:
         if column.dtype.kind not in "iuUOS":
             raise SchemaError(
                 f"Column {feature.name!r}: expected integer or string ids. "

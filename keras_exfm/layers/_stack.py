@@ -64,6 +64,7 @@ class Stack:
 
         sizes: list[int] = []
         hashed: list[bool] = []
+        tables: list[str] = []
         gather_columns: list[int] = []
         gather_offsets: list[int] = []
         self.pieces: list[Piece] = []
@@ -73,6 +74,7 @@ class Stack:
             first = len(sizes)
             sizes += [feature.vocabulary_size] * length
             hashed += [feature.hashed] * length
+            tables += [feature.table_name] * length
             start, _ = self.tables[feature.table_name]
             for e in range(feature.embeddings):
                 gather_columns += range(first, first + length)
@@ -86,6 +88,12 @@ class Stack:
             else:
                 self.pieces.append(Piece(order, width))
             previous = order
+        # Dynamic table -> the columns of ids that read it.
+        self.dynamic: dict[str, np.ndarray] = {}
+        for name in self.tables:
+            sharers = [f for f in self.features if f.table_name == name]
+            if sharers[0].admit_after is not None:
+                self.dynamic[name] = np.flatnonzero([t == name for t in tables]).astype("int32")
         self.sizes = np.array(sizes, "int32")
         self.hashed = np.array(hashed, bool)
         self.gather_columns = np.array(gather_columns, "int32")

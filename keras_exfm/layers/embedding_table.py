@@ -53,6 +53,10 @@ class EmbeddingTable(keras.layers.Layer):
 
     Call arguments:
         ids: int32 tensor of any shape.
+        fresh: bool tensor of the same shape, or `None`. In training, the rows of the ids that it
+            marks begin anew before they are looked up, as zeros with the optimizer's initial
+            state: a row may thus pass from one id to another (`DynamicIds`). Needs an `optimizer`,
+            and a step that takes the gradient. Defaults to `None`.
 
     Returns:
         Tensor of shape `ids.shape + (dim,)` in the compute dtype.
@@ -135,13 +139,16 @@ class EmbeddingTable(keras.layers.Layer):
             self._engine.build()
         self.built = True
 
-    def call(self, ids: Any, training: bool | None = None) -> Any:
+    def call(self, ids: Any, training: bool | None = None, fresh: Any = None) -> Any:
         """Looks ids up."""
         dtype = keras.backend.standardize_dtype(ids.dtype)
         if dtype != "int32":
             raise ValueError(f"EmbeddingTable expects int32 ids. Received dtype: {dtype}")
+        if fresh is not None:
+            self._check_fresh(ids, fresh)
+            fresh = fresh if training else None
         if self._engine is not None:
-            vectors = self._engine.lookup(ids, training)
+            vectors = self._engine.lookup(ids, training, fresh)
         else:
             inside = ops.logical_and(ids >= 0, ids < self.rows)
             # The backends disagree on what a bad index reads, so none is ever passed on.
@@ -152,6 +159,20 @@ class EmbeddingTable(keras.layers.Layer):
             outside = ops.cast(ops.where(known, 0.0, float("nan")), vectors.dtype)
             vectors = ops.where(inside[..., None], vectors, outside[..., None])
         return ops.cast(vectors, self.compute_dtype)
+
+    def _check_fresh(self, ids: Any, fresh: Any) -> None:
+        if self._engine is None:
+            raise ValueError(
+                "`fresh` needs a table that a row optimizer trains, such as "
+                '`optimizer="rowwise_adagrad"`: another optimizer keeps the state that the row had '
+                f"before. Received: optimizer={self.optimizer!r}, frozen={self.frozen}"
+            )
+        dtype = keras.backend.standardize_dtype(fresh.dtype)
+        if dtype != "bool" or tuple(fresh.shape) != tuple(ids.shape):
+            raise ValueError(
+                f"`fresh` should be bool of the shape of the ids, {tuple(ids.shape)}. Received: "
+                f"{dtype} {tuple(fresh.shape)}"
+            )
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """`input_shape + (dim,)`."""

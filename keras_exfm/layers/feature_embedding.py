@@ -15,6 +15,7 @@ from keras_exfm.layers._hashing import hash_to_rows
 from keras_exfm.layers._initializers import stacked
 from keras_exfm.layers._mlp import MLP
 from keras_exfm.layers._stack import Piece, Stack, stacks
+from keras_exfm.layers.dynamic_ids import DynamicIds
 from keras_exfm.layers.embedding_table import STORAGE_DTYPES, EmbeddingTable
 from keras_exfm.optimizers import get
 
@@ -46,6 +47,10 @@ class FeatureEmbedding(keras.layers.Layer):
     multi-hot list of nothing but -1 gives the zero vector. Any other id outside
     `0 .. vocabulary_size - 1` gives NaN: never wrapped, never clamped. Ids of `hashed` features
     may be any int32; id `i` reads row `murmur3_mix32(i) mod V`, the same on every backend.
+
+    Tables of features with `admit_after` are dynamic: ids may be any int32, a `DynamicIds` layer
+    gives those that recur a row in training, and a row that passes to another id begins anew, as
+    zeros. While the layer does not train (`trainable = False`) no id is counted or admitted.
 
     Args:
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives.
@@ -138,6 +143,8 @@ class FeatureEmbedding(keras.layers.Layer):
         self.small_embeddings = _checks.positive_int("small_embeddings", small_embeddings)
         self._small_width = small
         self.tables: list[EmbeddingTable] = []
+        self.dynamic_ids: dict[str, DynamicIds] = {}
+        self._check_dynamic()
         self.small_mlp: keras.layers.Layer | None = None
         self.numeric_mlp: keras.layers.Layer | None = None
 
@@ -150,6 +157,16 @@ class FeatureEmbedding(keras.layers.Layer):
                 f"Received: {unknown}"
             )
         return names
+
+    def _check_dynamic(self) -> None:
+        for stack in self._stacks:
+            if stack.dynamic and (stack.frozen or self.optimizer is None):
+                raise ValueError(
+                    f"The tables {list(stack.dynamic)} are dynamic (`admit_after`): their rows "
+                    "pass from id to id, and begin anew, in the update of a row optimizer. Pass "
+                    '`optimizer="rowwise_adagrad"` or another one, and do not freeze them. '
+                    f"Received: optimizer={self.optimizer!r}, frozen={list(self.frozen)}"
+                )
 
     def _initializers(self, given: Any) -> Any:
         """One initializer, or one for each table that has its own."""
@@ -193,6 +210,13 @@ class FeatureEmbedding(keras.layers.Layer):
             )
             table.build((None, len(stack.gather_columns)))
             self.tables.append(table)
+            for name in stack.dynamic:
+                feature = self.schema.tables()[name]
+                assert feature.admit_after is not None
+                rows, number = feature.vocabulary_size - 1, feature.admit_after
+                ids = DynamicIds(rows, number, name=f"dynamic_{name}")
+                ids.build((None, len(stack.dynamic[name])))
+                self.dynamic_ids[name] = ids
         if self._small_width:
             self.small_mlp = MLP(
                 self.small_units,
@@ -211,13 +235,13 @@ class FeatureEmbedding(keras.layers.Layer):
             self.numeric_mlp.build((None, sum(f.size for f in self.schema.numeric)))
         self.built = True
 
-    def call(self, inputs: Mapping[str, Any]) -> Any:
+    def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Embeds a batch."""
         self._check_shapes({name: tensor.shape for name, tensor in inputs.items()})
         full: list[tuple[int, Any]] = []
         small: list[tuple[int, Any]] = []
         for stack, table in zip(self._stacks, self.tables):
-            blocks = self._embed(stack, table, inputs)
+            blocks = self._embed(stack, table, inputs, training)
             orders = [piece.order for piece in stack.pieces]
             (full if stack.dim == self.dim else small).extend(zip(orders, blocks))
         parts = [block for _, block in sorted(full, key=lambda item: item[0])]
@@ -237,7 +261,9 @@ class FeatureEmbedding(keras.layers.Layer):
             parts.append(ops.reshape(out, (-1, self.numeric_embeddings, self.dim)))
         return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=1)
 
-    def _embed(self, stack: Stack, table: EmbeddingTable, inputs: Mapping[str, Any]) -> list[Any]:
+    def _embed(
+        self, stack: Stack, table: EmbeddingTable, inputs: Mapping[str, Any], training: bool | None
+    ) -> list[Any]:
         """The pooled vectors of each piece of a stack, `(batch, number, size)`."""
         columns = []
         for feature in stack.features:
@@ -251,6 +277,9 @@ class FeatureEmbedding(keras.layers.Layer):
             columns.append(ids[:, None] if isinstance(feature, Categorical) else ids)
         ids = columns[0] if len(columns) == 1 else ops.concatenate(columns, axis=1)
 
+        fresh = None
+        if stack.dynamic:
+            ids, fresh = self._dynamic_rows(stack, ids, bool(training) and table.trainable)
         missing = ops.equal(ids, PADDING)
         sizes = ops.convert_to_tensor(stack.sizes)
         inside = ops.logical_and(ids >= 0, ids < sizes)
@@ -264,9 +293,10 @@ class FeatureEmbedding(keras.layers.Layer):
         local = ops.where(inside, local, ops.where(missing, PADDING, _OUTSIDE))
         if len(stack.gather_columns) != len(stack.sizes):
             local = ops.take(local, stack.gather_columns, axis=1)
+            fresh = None if fresh is None else ops.take(fresh, stack.gather_columns, axis=1)
         rows = ops.where(local >= 0, local + ops.convert_to_tensor(stack.gather_offsets), local)
 
-        vectors = table(rows)
+        vectors = table(rows, training=training, fresh=fresh)
         widths = [piece.width for piece in stack.pieces]
         # One split, not slices: its gradient is one concatenation of the pieces, where slices
         # would each be padded to the full width and summed.
@@ -275,6 +305,23 @@ class FeatureEmbedding(keras.layers.Layer):
         else:
             blocks = [vectors]
         return [self._pool(piece, block, missing) for piece, block in zip(stack.pieces, blocks)]
+
+    def _dynamic_rows(self, stack: Stack, ids: Any, training: bool) -> tuple[Any, Any]:
+        """`ids` with rows in the columns of dynamic tables, and which rows are new."""
+        columns = np.arange(len(stack.sizes))
+        parts, marks = [ids], [ops.zeros_like(ids, dtype="bool")]
+        width = len(columns)
+        for name, own in stack.dynamic.items():
+            rows, fresh = self.dynamic_ids[name](ops.take(ids, own, axis=1), training=training)
+            parts.append(rows)
+            marks.append(fresh)
+            columns[own] = width + np.arange(len(own))
+            width += len(own)
+        columns = columns.astype("int32")
+        rows = ops.take(ops.concatenate(parts, axis=1), columns, axis=1)
+        if not training:
+            return rows, None
+        return rows, ops.take(ops.concatenate(marks, axis=1), columns, axis=1)
 
     def _pool(self, piece: Piece, vectors: Any, missing: Any) -> Any:
         feature = piece.pool
@@ -308,6 +355,23 @@ class FeatureEmbedding(keras.layers.Layer):
                     f"Feature {feature.name!r} should have the shape "
                     f"{('batch', *feature.shape)}. Received: {shape}"
                 )
+
+    def dynamic_counters(self) -> dict[str, dict[str, int | float]]:
+        """Name of each dynamic table -> what `DynamicIds.counters` says of it.
+
+        Example:
+
+        >>> from keras_exfm import Categorical, Schema
+        >>> schema = Schema([Categorical("article", 1000, admit_after=2)])
+        >>> layer = FeatureEmbedding(schema, dim=4, optimizer="rowwise_adagrad")
+        >>> _ = layer({"article": np.array([7, 7, 8], "int32")}, training=True)
+        >>> counters = layer.dynamic_counters()["article"]
+        >>> counters["occupancy"], counters["default_lookups"]
+        (1, 1)
+        """
+        if not self.built:
+            raise ValueError(f"The layer {self.name!r} is not built yet: call it once.")
+        return {name: layer.counters() for name, layer in self.dynamic_ids.items()}
 
     def read_table(self, name: str) -> np.ndarray:
         """Rows of one table of the schema, float32 `(vocabulary_size * embeddings, size)`.

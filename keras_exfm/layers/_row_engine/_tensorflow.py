@@ -61,10 +61,11 @@ class TensorFlowRowEngine:
         """Sets the number of training steps."""
         self.layer.step_counter.assign(step)
 
-    def lookup(self, ids: Any, training: bool | None) -> Any:
+    def lookup(self, ids: Any, training: bool | None, fresh: Any = None) -> Any:
         """Vectors of `ids`, whose gradient is `tf.IndexedSlices` without the ids that are no row.
 
-        The gradients of several lookups in one step are joined by the tape.
+        The gradients of several lookups in one step are joined by the tape. The rows of the ids
+        marked `fresh` are renewed first.
         """
         table = self.layer.table.value
         rows, dim = self.layer.rows, self.layer.dim
@@ -77,6 +78,9 @@ class TensorFlowRowEngine:
             # operations write to copies all of it.
             vectors = tf.gather(table, tf.where(inside, ids, tf.reduce_max(known)))
             return _masked(tf.cast(vectors, tf.float32), ids, inside)
+
+        if fresh is not None and self.layer.trainable:
+            self._renew(tf.boolean_mask(ids, tf.logical_and(fresh, inside)))
 
         @tf.custom_gradient
         def embed(ids: Any, handle: Any) -> Any:
@@ -98,6 +102,16 @@ class TensorFlowRowEngine:
         # handle, and the tape learns of the variable by a gather of nothing.
         tf.gather(table, tf.zeros((0,), "int32"))
         return embed(ids, table.handle)
+
+    def _renew(self, rows: Any) -> None:
+        """Zeros in these rows, and the state that every row has at the start."""
+        optimizer = self.layer.optimizer
+        initial = {name: slot.initial for name, slot in optimizer.slots().items()}
+        variables = [(self.layer.table, 0.0), *((s, initial[n]) for n, s in self.slots.items())]
+        for variable, value in variables:
+            shape = tf.concat([tf.shape(rows), variable.shape[1:]], 0)
+            values = tf.fill(shape, tf.constant(value, variable.value.dtype))
+            variable.value.scatter_update(tf.IndexedSlices(values, rows))
 
     def read(self, variable: Any, start: int, stop: int) -> np.ndarray:
         """Rows of a variable."""
