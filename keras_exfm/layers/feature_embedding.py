@@ -50,7 +50,9 @@ class FeatureEmbedding(keras.layers.Layer):
 
     Tables of features with `admit_after` are dynamic: ids may be any int32, a `DynamicIds` layer
     gives those that recur a row in training, and a row that passes to another id begins anew, as
-    zeros. While the layer does not train (`trainable = False`) no id is counted or admitted.
+    zeros. An id without a row is a missing value: a row that all of them share would be trained by
+    the first lookups of many rare ids, and read by every lookup of a new and popular one. While
+    the layer does not train (`trainable = False`) no id is counted or admitted.
 
     Args:
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives.
@@ -65,8 +67,8 @@ class FeatureEmbedding(keras.layers.Layer):
             keep, and larger starts cost accuracy on a stream.
         optimizer: A `keras_exfm.optimizers.RowOptimizer`, or the name of one such as
             `"rowwise_adagrad"`: training then costs the same for a table of any size, see
-            `EmbeddingTable`. `None`: the table is a plain weight that the model's optimizer
-            trains. Defaults to `None`.
+            `EmbeddingTable`. `None`: the tables are plain weights that the model's optimizer
+            trains as a whole. Defaults to `"rowwise_adagrad"`.
         small_units: Widths of the ReLU layers that the vectors of the features with a smaller
             `dim` pass. Defaults to `(64,)`.
         small_embeddings: Number of vectors that these features give together. Defaults to
@@ -115,7 +117,7 @@ class FeatureEmbedding(keras.layers.Layer):
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
-        optimizer: Any = None,
+        optimizer: Any = "rowwise_adagrad",
         small_units: tuple[int, ...] | list[int] = (64,),
         small_embeddings: int | None = None,
         storage_dtype: str = "float32",
@@ -213,7 +215,7 @@ class FeatureEmbedding(keras.layers.Layer):
             for name in stack.dynamic:
                 feature = self.schema.tables()[name]
                 assert feature.admit_after is not None
-                rows, number = feature.vocabulary_size - 1, feature.admit_after
+                rows, number = feature.vocabulary_size, feature.admit_after
                 ids = DynamicIds(rows, number, name=f"dynamic_{name}")
                 ids.build((None, len(stack.dynamic[name])))
                 self.dynamic_ids[name] = ids
@@ -307,13 +309,14 @@ class FeatureEmbedding(keras.layers.Layer):
         return [self._pool(piece, block, missing) for piece, block in zip(stack.pieces, blocks)]
 
     def _dynamic_rows(self, stack: Stack, ids: Any, training: bool) -> tuple[Any, Any]:
-        """`ids` with rows in the columns of dynamic tables, and which rows are new."""
+        """`ids` with rows or -1 in the columns of dynamic tables, and which rows are new."""
         columns = np.arange(len(stack.sizes))
         parts, marks = [ids], [ops.zeros_like(ids, dtype="bool")]
         width = len(columns)
         for name, own in stack.dynamic.items():
             rows, fresh = self.dynamic_ids[name](ops.take(ids, own, axis=1), training=training)
-            parts.append(rows)
+            # Row 0 stands for no row, -1 for no id.
+            parts.append(ops.where(rows > 0, rows - 1, PADDING))
             marks.append(fresh)
             columns[own] = width + np.arange(len(own))
             width += len(own)

@@ -32,7 +32,7 @@ class FirstOrder(keras.layers.Layer):
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives.
         use_bias: Whether to add `b`. Defaults to `True`.
         embeddings_initializer: Initializer of `w`. Defaults to `"zeros"`.
-        optimizer: See `FeatureEmbedding`. Defaults to `None`.
+        optimizer: See `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -55,7 +55,7 @@ class FirstOrder(keras.layers.Layer):
         schema: Schema | Mapping[str, Any],
         use_bias: bool = True,
         embeddings_initializer: Any = "zeros",
-        optimizer: Any = None,
+        optimizer: Any = "rowwise_adagrad",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

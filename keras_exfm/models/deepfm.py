@@ -39,7 +39,7 @@ class DeepFM(RankingModel):
         numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
-        optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `None`.
+        optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
         name: Name of the model. Defaults to `None`, the class's name in snake case.
@@ -73,7 +73,7 @@ class DeepFM(RankingModel):
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
-        optimizer: Any = None,
+        optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,

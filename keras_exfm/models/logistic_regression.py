@@ -25,7 +25,7 @@ class LogisticRegression(RankingModel):
     Args:
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives. No feature may be called
             "representation" or "serving".
-        optimizer: Of the weight table, see `FeatureEmbedding`. Defaults to `None`.
+        optimizer: Of the weight table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
         name: Name of the model. Defaults to `None`, the class's name in snake case.
@@ -52,7 +52,7 @@ class LogisticRegression(RankingModel):
     def __init__(
         self,
         schema: Schema | Mapping[str, Any],
-        optimizer: Any = None,
+        optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,

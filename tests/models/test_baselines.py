@@ -37,7 +37,7 @@ SCHEMA = Schema(
         Numeric("dropout", 2),
     ]
 )
-SMALL = {"dim": 3, "numeric_units": (3,)}
+SMALL = {"dim": 3, "numeric_units": (3,), "optimizer": None}
 N = 5
 FLAT = N * 3
 
@@ -277,10 +277,10 @@ CASES = {
         EMBEDDING + inner(FLAT, 5, 4, 1) + LINEAR,
         4,
     ),
-    "fm": (FM, {"dim": 3}, fm, ROWS * 3 + inner(3, 3) + LINEAR + 1, None),
+    "fm": (FM, {"dim": 3, "optimizer": None}, fm, ROWS * 3 + inner(3, 3) + LINEAR + 1, None),
     "logistic-regression": (
         LogisticRegression,
-        {},
+        {"optimizer": None},
         lambda r: r.first_order("serving"),
         LINEAR + 1,
         None,
@@ -363,7 +363,7 @@ VARIANTS = {
 
 def make(case, **kwargs):
     cls, config = {**CASES, **VARIANTS}[case][:2]
-    return cls(SCHEMA, **config, **kwargs)
+    return cls(SCHEMA, **{**config, **kwargs})
 
 
 @pytest.fixture(autouse=True)
@@ -574,7 +574,9 @@ def count(cls, rows, **config):
     """Weights of a model whose tables have `rows` rows in all."""
     fields, numbers = config.pop("fields"), config["dim"] + (cls is XDeepFM)
     with abstract():
-        model = cls(Schema([Categorical(f"f{i}", 1) for i in range(fields)]), **config)
+        model = cls(
+            Schema([Categorical(f"f{i}", 1) for i in range(fields)]), optimizer=None, **config
+        )
     return parameter_count(model) + (rows - fields) * numbers
 
 

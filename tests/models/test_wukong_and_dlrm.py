@@ -32,8 +32,15 @@ SMALL_WUKONG = {
     "attention_compression": 2,
     "attention_units": (3,),
     "numeric_units": (3,),
+    "optimizer": None,
 }
-SMALL_DLRM = {"dim": 3, "top_units": (5, 4), "numeric_units": (3,), "numeric_embeddings": 2}
+SMALL_DLRM = {
+    "dim": 3,
+    "top_units": (5, 4),
+    "numeric_units": (3,),
+    "numeric_embeddings": 2,
+    "optimizer": None,
+}
 
 
 def batch(size=6, seed=0):
