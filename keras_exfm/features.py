@@ -70,11 +70,6 @@ def _check_admission(feature: Categorical | MultiHot) -> None:
             "table gives ids rows of their own. Received: hashed=True, "
             f"admit_after={feature.admit_after!r}"
         )
-    if feature.vocabulary_size < 2:
-        raise SchemaError(
-            f"Feature {feature.name!r}: with `admit_after`, `vocabulary_size` should be at least "
-            f"2, since row 0 belongs to no id. Received: vocabulary_size={feature.vocabulary_size}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +91,10 @@ class Categorical:
             all such features and turns them into vectors of the model's size by an MLP. Defaults
             to `None`, the model's size.
         admit_after: If set, the table is dynamic, for the ids of a stream: any id is allowed, as
-            if `hashed`, and gets one of the `vocabulary_size - 1` rows after it was looked up this
-            many times in training; row 0 is what all other ids read, and once the table is full,
-            ids that were not seen for long give up their rows. See `layers.DynamicIds`. Needs a
-            row optimizer. Defaults to `None`.
+            if `hashed`, and gets one of the `vocabulary_size` rows after it was looked up this
+            many times in training; once the table is full, ids that were not seen for long give
+            up their rows. An id without a row is a missing value. See `layers.DynamicIds`. Needs
+            a row optimizer. Defaults to `None`.
 
     Example:
 
