@@ -17,6 +17,17 @@ from keras_exfm.optimizers.row_optimizer import number
 STORAGE_DTYPES = ("float32", "bfloat16")
 
 
+def check_regularizer(name: str, regularizer: Any, optimizer: RowOptimizer | None) -> None:
+    """Refuses a penalty on a table whose rows train themselves: it would not reach them."""
+    if regularizer is not None and optimizer is not None:
+        raise ValueError(
+            f"`{name}` is a term of the loss over all rows, which a row optimizer does not see: "
+            "it reads and writes the rows looked up alone. Give the row optimizer a "
+            "`weight_decay` instead, or pass `optimizer=None`. Received: "
+            f"{name}={regularizer!r}, optimizer={optimizer!r}"
+        )
+
+
 @keras.saving.register_keras_serializable(package="keras_exfm")
 class EmbeddingTable(keras.layers.Layer):
     """An embedding table whose training cost does not grow with its number of rows.
@@ -48,6 +59,8 @@ class EmbeddingTable(keras.layers.Layer):
             average. Needs an `optimizer` or `frozen`. Defaults to `"float32"`.
         frozen: If `True`, no row ever trains, whatever `trainable` is set to, and no optimizer
             state is kept. Defaults to `False`.
+        regularizer: A `keras.regularizers.Regularizer` or the name of one, over all rows at each
+            step. Needs `optimizer=None`; not applied to a frozen table. Defaults to `None`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`. The optimizer's state is
             float32 always, and the table has `storage_dtype` under every mixed policy.
 
@@ -91,6 +104,7 @@ class EmbeddingTable(keras.layers.Layer):
         optimizer: RowOptimizer | str | dict[str, Any] | None = None,
         storage_dtype: str = "float32",
         frozen: bool = False,
+        regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -101,7 +115,9 @@ class EmbeddingTable(keras.layers.Layer):
                 f"`rows` should be at most 2**31 - 1, since ids are int32. Received: rows={rows!r}"
             )
         self.initializer = keras.initializers.get(initializer)
+        self.regularizer = keras.regularizers.get(regularizer)
         self.optimizer = get(optimizer)
+        check_regularizer("regularizer", self.regularizer, self.optimizer)
         self.storage_dtype = _checks.one_of("storage_dtype", storage_dtype, STORAGE_DTYPES)
         self.frozen = bool(frozen)
         if storage_dtype == "bfloat16" and not (self.optimizer or self.frozen):
@@ -119,6 +135,7 @@ class EmbeddingTable(keras.layers.Layer):
             self.table = self.add_weight(
                 shape=(self.rows, self.dim),
                 initializer=self.initializer,
+                regularizer=None if self.frozen else self.regularizer,
                 dtype=self.storage_dtype,
                 trainable=not self.frozen,
                 name="table",
@@ -347,6 +364,7 @@ class EmbeddingTable(keras.layers.Layer):
             "rows": self.rows,
             "dim": self.dim,
             "initializer": keras.initializers.serialize(self.initializer),
+            "regularizer": keras.regularizers.serialize(self.regularizer),
             "optimizer": optimizer,
             "storage_dtype": self.storage_dtype,
             "frozen": self.frozen,

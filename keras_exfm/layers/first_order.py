@@ -32,6 +32,7 @@ class FirstOrder(keras.layers.Layer):
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives.
         use_bias: Whether to add `b`. Defaults to `True`.
         embeddings_initializer: Initializer of `w`. Defaults to `"zeros"`.
+        embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
         optimizer: See `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
@@ -55,6 +56,7 @@ class FirstOrder(keras.layers.Layer):
         schema: Schema | Mapping[str, Any],
         use_bias: bool = True,
         embeddings_initializer: Any = "zeros",
+        embeddings_regularizer: Any = None,
         optimizer: Any = "rowwise_adagrad",
         **kwargs: Any,
     ) -> None:
@@ -66,6 +68,7 @@ class FirstOrder(keras.layers.Layer):
         self.schema = schema
         self.use_bias = use_bias
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embedding: FeatureEmbedding | None = None
         if schema.sparse:
             # Made here, not in `build`, so that it checks its own arguments at once.
@@ -73,6 +76,7 @@ class FirstOrder(keras.layers.Layer):
                 schema.select([feature.name for feature in schema.sparse]),
                 1,
                 embeddings_initializer=clone_initializer(self.embeddings_initializer),
+                embeddings_regularizer=self.embeddings_regularizer,
                 optimizer=optimizer,
                 dtype=self.dtype_policy,
                 name="embedding",
@@ -121,5 +125,6 @@ class FirstOrder(keras.layers.Layer):
             "schema": self.schema.to_dict(),
             "use_bias": self.use_bias,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
             "optimizer": embedding.get("optimizer"),
         }

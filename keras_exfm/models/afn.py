@@ -51,6 +51,7 @@ class AFN(RankingModel):
         numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
+        embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
         optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -88,6 +89,7 @@ class AFN(RankingModel):
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
+        embeddings_regularizer: Any = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -106,6 +108,7 @@ class AFN(RankingModel):
                 numeric_units=numeric_units,
                 numeric_embeddings=numeric_embeddings,
                 embeddings_initializer=embeddings_initializer,
+                embeddings_regularizer=embeddings_regularizer,
                 optimizer=optimizer,
                 dtype=dtype,
                 name=label,
@@ -138,6 +141,7 @@ class AFN(RankingModel):
         self.numeric_units = numeric_units
         self.numeric_embeddings = numeric_embeddings
         self.embeddings_initializer = embedding.embeddings_initializer
+        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
@@ -154,6 +158,7 @@ class AFN(RankingModel):
             "numeric_units": plain(self.numeric_units),
             "numeric_embeddings": self.numeric_embeddings,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
             # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
             "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

@@ -29,6 +29,7 @@ class FM(RankingModel):
         dim: Size of every embedding. Defaults to `16`.
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
+        embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
         optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -58,6 +59,7 @@ class FM(RankingModel):
         dim: int = 16,
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
+        embeddings_regularizer: Any = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -70,6 +72,7 @@ class FM(RankingModel):
             numeric_units=(),
             numeric_embeddings=numeric_embeddings,
             embeddings_initializer=embeddings_initializer,
+            embeddings_regularizer=embeddings_regularizer,
             optimizer=optimizer,
             dtype=dtype,
             name=EMBEDDING,
@@ -78,9 +81,13 @@ class FM(RankingModel):
         x = embedding(inputs)
 
         pairs = FactorizationMachine(dtype="float32", name="factorization-machine")(x)
-        linear = FirstOrder(schema, optimizer=optimizer, dtype="float32", name="first-order")(
-            inputs
-        )
+        linear = FirstOrder(
+            schema,
+            embeddings_regularizer=embeddings_regularizer,
+            optimizer=optimizer,
+            dtype="float32",
+            name="first-order",
+        )(inputs)
         outputs = keras.layers.Add(dtype="float32", name=LOGIT)([linear, pairs])
         super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
 
@@ -88,6 +95,7 @@ class FM(RankingModel):
         self.dim = dim
         self.numeric_embeddings = numeric_embeddings
         self.embeddings_initializer = embedding.embeddings_initializer
+        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
@@ -97,6 +105,7 @@ class FM(RankingModel):
             "dim": self.dim,
             "numeric_embeddings": self.numeric_embeddings,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
             # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
             "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

@@ -25,6 +25,7 @@ class LogisticRegression(RankingModel):
     Args:
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives. No feature may be called
             "representation" or "serving".
+        embeddings_regularizer: Of the weight table, see `FeatureEmbedding`. Defaults to `None`.
         optimizer: Of the weight table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -52,6 +53,7 @@ class LogisticRegression(RankingModel):
     def __init__(
         self,
         schema: Schema | Mapping[str, Any],
+        embeddings_regularizer: Any = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -59,16 +61,24 @@ class LogisticRegression(RankingModel):
     ) -> None:
         schema = as_schema(schema)
         inputs = schema.inputs()
-        outputs = FirstOrder(schema, optimizer=optimizer, dtype="float32", name=LOGIT)(inputs)
+        outputs = FirstOrder(
+            schema,
+            embeddings_regularizer=embeddings_regularizer,
+            optimizer=optimizer,
+            dtype="float32",
+            name=LOGIT,
+        )(inputs)
         super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
             "schema": self.schema.to_dict(),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
             # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
             "optimizer": self.get_layer(LOGIT).get_config()["optimizer"],
         }
