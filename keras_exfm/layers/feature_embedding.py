@@ -16,7 +16,11 @@ from keras_exfm.layers._initializers import stacked
 from keras_exfm.layers._mlp import MLP
 from keras_exfm.layers._stack import Piece, Stack, stacks
 from keras_exfm.layers.dynamic_ids import DynamicIds
-from keras_exfm.layers.embedding_table import STORAGE_DTYPES, EmbeddingTable
+from keras_exfm.layers.embedding_table import (
+    STORAGE_DTYPES,
+    EmbeddingTable,
+    check_regularizer,
+)
 from keras_exfm.optimizers import get
 
 # What the table is asked for when an id is neither a row nor padding: it answers NaN.
@@ -65,6 +69,11 @@ class FeatureEmbedding(keras.layers.Layer):
             initializer; tables that are not in it take the default. Defaults to `None`, normal
             with the standard deviation 0.01: the noise that an id starts with is what rare ids
             keep, and larger starts cost accuracy on a stream.
+        embeddings_regularizer: A `keras.regularizers.Regularizer` or the name of one, of every
+            table that trains: `loss += embeddings_regularizer(table)` at each step, over all rows
+            of the table, those that the batch did not look up included, as FuxiCTR does (its
+            `embedding_regularizer=l` is `keras.regularizers.L2(l / 2)`). Needs `optimizer=None`;
+            row optimizers have a `weight_decay` of the rows looked up. Defaults to `None`.
         optimizer: A `keras_exfm.optimizers.RowOptimizer`, or the name of one such as
             `"rowwise_adagrad"`: training then costs the same for a table of any size, see
             `EmbeddingTable`. `None`: the tables are plain weights that the model's optimizer
@@ -85,7 +94,7 @@ class FeatureEmbedding(keras.layers.Layer):
 
     Raises:
         ValueError: For a missing feature, ids that are not int32, a wrong shape, a table that is
-            not in the schema, or more than 2**31 - 1 rows.
+            not in the schema, more than 2**31 - 1 rows, or a regularizer beside a row optimizer.
 
     Example:
 
@@ -117,6 +126,7 @@ class FeatureEmbedding(keras.layers.Layer):
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
+        embeddings_regularizer: Any = None,
         optimizer: Any = "rowwise_adagrad",
         small_units: tuple[int, ...] | list[int] = (64,),
         small_embeddings: int | None = None,
@@ -134,6 +144,7 @@ class FeatureEmbedding(keras.layers.Layer):
         self.numeric_units = _checks.unit_counts("numeric_units", numeric_units)
         self.numeric_embeddings = _checks.positive_int("numeric_embeddings", numeric_embeddings)
         self.embeddings_initializer = self._initializers(embeddings_initializer)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.optimizer = get(optimizer)
         self.small_units = _checks.unit_counts("small_units", small_units)
         self.storage_dtype = _checks.one_of("storage_dtype", storage_dtype, STORAGE_DTYPES)
@@ -147,6 +158,7 @@ class FeatureEmbedding(keras.layers.Layer):
         self.tables: list[EmbeddingTable] = []
         self.dynamic_ids: dict[str, DynamicIds] = {}
         self._check_dynamic()
+        check_regularizer("embeddings_regularizer", self.embeddings_regularizer, self.optimizer)
         self.small_mlp: keras.layers.Layer | None = None
         self.numeric_mlp: keras.layers.Layer | None = None
 
@@ -203,6 +215,7 @@ class FeatureEmbedding(keras.layers.Layer):
                 stack.rows,
                 stack.dim,
                 initializer=self._initializer(stack),
+                regularizer=None if stack.frozen else self.embeddings_regularizer,
                 optimizer=None if stack.frozen else self.optimizer,
                 storage_dtype=self.storage_dtype,
                 frozen=stack.frozen,
@@ -445,6 +458,7 @@ class FeatureEmbedding(keras.layers.Layer):
             "numeric_units": list(self.numeric_units),
             "numeric_embeddings": self.numeric_embeddings,
             "embeddings_initializer": self._serialized_initializers(),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
             "optimizer": keras.saving.serialize_keras_object(self.optimizer),
             "small_units": list(self.small_units),
             "small_embeddings": self.small_embeddings,
