@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_exfm.features import PADDING
 from keras_exfm.layers import _checks
+from keras_exfm.layers._eager import compiled_on_jax
 from keras_exfm.layers._hashing import hash_to_rows, murmur3_mix32
 from keras_exfm.layers._variable_rows import put_elements, take_rows
 
@@ -360,22 +361,27 @@ def _choose(shape: _Shape, held: Any, sets: Any, want: Any, step: Any) -> tuple[
     Returns:
         Pair of the places and whether another id had to leave each of them.
     """
-
-    def unfinished(used: Any, rank: Any) -> Any:
-        return ops.any(rank > 0)
-
-    def strike_oldest(used: Any, rank: Any) -> tuple[Any, Any]:
-        oldest = ops.equal(ops.argmin(used, axis=1)[:, None], numbers)
-        struck = ops.logical_and(oldest, rank[:, None] > 0)
-        return ops.where(struck, _NEVER_FREE, used), ops.maximum(rank - 1, 0)
-
-    numbers = ops.arange(shape.ways, dtype="int32")
-    carry = (held[..., _LAST_USED], _ranks(sets, want, shape.ways))
-    used, _ = ops.while_loop(unfinished, strike_oldest, carry)
+    used = _without_oldest(held[..., _LAST_USED], _ranks(sets, want, most=shape.ways))
     way = ops.argmin(used, axis=1)
     place = _Place(shape, sets, way, ops.logical_and(want, ops.min(used, axis=1) < step))
     key = ops.take_along_axis(held[..., _KEY], way[:, None], axis=1)[:, 0]
     return place, ops.logical_and(place.mask, ops.not_equal(key, _EMPTY))
+
+
+@compiled_on_jax()
+def _without_oldest(used: Any, number: Any) -> Any:
+    """`used` with the `number` least values of each line struck out, the first of equal ones."""
+    ways = ops.arange(used.shape[1], dtype="int32")
+
+    def unfinished(used: Any, number: Any) -> Any:
+        return ops.any(number > 0)
+
+    def strike(used: Any, number: Any) -> tuple[Any, Any]:
+        oldest = ops.equal(ops.argmin(used, axis=1)[:, None], ways)
+        struck = ops.logical_and(oldest, number[:, None] > 0)
+        return ops.where(struck, _NEVER_FREE, used), ops.maximum(number - 1, 0)
+
+    return ops.while_loop(unfinished, strike, (used, number))[0]
 
 
 def _buckets(flat: Any) -> int:
@@ -404,6 +410,7 @@ def _next_factor(factor: Any = None) -> Any:
     return golden if factor is None else ops.multiply(factor, golden)
 
 
+@compiled_on_jax()
 def _first_places(ids: Any, among: Any) -> Any:
     """For each place in `among` the first place in `among` with the same id; others their own.
 
@@ -429,6 +436,7 @@ def _first_places(ids: Any, among: Any) -> Any:
     return ops.while_loop(unfinished, one_round, (among, places, _next_factor()))[1]
 
 
+@compiled_on_jax(static=["most"])
 def _ranks(sets: Any, among: Any, most: int) -> Any:
     """How many places in `among` come before each one and have the same set, up to `most`."""
     buckets = _buckets(sets)
