@@ -384,6 +384,21 @@ class FeatureEmbedding(keras.layers.Layer):
         >>> counters = layer.dynamic_counters()["article"]
         >>> counters["occupancy"], counters["default_lookups"]
         (1, 1)
+
+        A callback may put them in the logs of `fit`:
+
+        >>> def log_counters(epoch, logs):
+        ...     for table, counters in layer.dynamic_counters().items():
+        ...         logs[f"{table}_default_share"] = counters["default_share"]
+        >>> callback = keras.callbacks.LambdaCallback(on_epoch_end=log_counters)
+        >>> ids = keras.Input((), dtype="int32", name="article")
+        >>> outputs = keras.layers.Dense(1)(keras.layers.Flatten()(layer({"article": ids})))
+        >>> model = keras.Model({"article": ids}, outputs)
+        >>> model.compile("adam", "mse")
+        >>> x, y = {"article": np.array([7, 8, 9], "int32")}, np.zeros(3, "float32")
+        >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[callback]).history
+        >>> [round(share, 2) for share in history["article_default_share"]]
+        [0.33, 0.22]
         """
         if not self.built:
             raise ValueError(f"The layer {self.name!r} is not built yet: call it once.")
