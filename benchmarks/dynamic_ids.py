@@ -150,7 +150,7 @@ def summary(runs, options, info):
         "Progressive validation of a small DLRM; figures over days 4 on, mean and standard",
         "deviation over the seeds; gain: reduction of NE against hashing with the same seed and",
         "budget, in percent. Budgets are shares of the bytes of a row for every id of the stream.",
-        "Default share (training lookups that found no row), evictions and occupancy: of the article",
+        "Default share (training lookups without a row), evictions, occupancy: of the article",
         "table, first seed.",
         "",
         "| budget | tables | rows user / article | NE | gain % | AUC | default share | evictions "
