@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
 
 from keras_exfm.features import Schema
+from keras_exfm.models.presets import PRESETS
 
 REPRESENTATION = "representation"
 LOGIT = "serving"
@@ -71,6 +72,31 @@ class RankingModel(keras.Model):
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
+
+    @classmethod
+    def from_preset(cls, preset: str, schema: Schema | Mapping[str, Any], **overrides: Any) -> Self:
+        """Builds the model with published hyper-parameters; its weights are new.
+
+        Args:
+            preset: Name of one of the class's entries of `keras_exfm.models.PRESETS`.
+            schema: A `keras_exfm.Schema`, or what its `to_dict` gives.
+            **overrides: Arguments of the model that replace or complete the preset's.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: If there is no such preset of the class.
+        """
+        found = PRESETS.get(preset)
+        if found is None or found.model != cls.__name__:
+            what = "is not one" if found is None else f"is one of {found.model}"
+            names = [name for name, each in PRESETS.items() if each.model == cls.__name__]
+            raise ValueError(
+                f"`preset` should be a preset of {cls.__name__}, one of {names}. "
+                f"Received: preset={preset!r}, which {what}"
+            )
+        return cls(schema, **{**found.config, **overrides})
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that every model has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -329,8 +330,8 @@ def flops(model: keras.Model) -> Flops:
     pass, the gradient of each weight and the gradient of each layer's input: three times
     inference, but for products whose input wants no gradient (the model's numbers) and for frozen
     layers. Not counted: reading and updating embedding rows, dropout's random numbers, the loss
-    and the optimizer. The model needs no values: it may be built in a
-    `keras.StatelessScope(initialize_variables=False)`.
+    and the optimizer. The model needs no values: `shapes_only` builds one of any size without
+    memory.
 
     Args:
         model: A functional model from the layers of `keras_exfm.layers` and Keras' `Dense`,
@@ -391,6 +392,44 @@ def flops(model: keras.Model) -> Flops:
     for output in outputs:
         visit(output)
     return Flops(found)
+
+
+def shapes_only(make: Callable[..., keras.Model], *args: Any, **kwargs: Any) -> keras.Model:
+    """Builds a model whose weights have shapes but no values, to count what it costs.
+
+    No memory is taken for weights, so a model may be larger than the machine. It is for `flops`,
+    `non_embedding_parameters`, `count_params` and `summary`; it cannot be called on data or saved.
+
+    Args:
+        make: A model's class, its `from_preset`, or another function that returns a model.
+        *args: Of `make`.
+        **kwargs: Of `make`.
+
+    Returns:
+        The model.
+
+    Example:
+
+    >>> from keras_exfm import Categorical, Schema
+    >>> from keras_exfm.models import Wukong
+    >>> schema = Schema([Categorical("ids", 1_000_000, embeddings=720)])
+    >>> model = shapes_only(Wukong.from_preset, "wukong_4xlarge", schema)
+    >>> f"{flops(model).training / 1e9:.0f} GFLOP an example"
+    '119 GFLOP an example'
+    >>> f"{non_embedding_parameters(model) / 1e9:.1f} billion weights beside the tables"
+    '19.5 billion weights beside the tables'
+    """
+    policy = keras.config.dtype_policy()
+
+    def build() -> keras.Model:
+        keras.config.set_dtype_policy(policy)
+        with keras.StatelessScope(initialize_variables=False):
+            return make(*args, **kwargs)
+
+    # Keras keeps a list, one for each thread, of variables that wait for their values, and gives
+    # them at the end of the thread's next stateless scope. This thread's list goes with it.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(build).result()
 
 
 def _shapes(node: Any) -> Any:
