@@ -6,10 +6,17 @@ from keras_exfm.models.dcnv2 import DCNv2
 from keras_exfm.models.deepfm import DeepFM
 from keras_exfm.models.dlrm import DLRM
 from keras_exfm.models.finalmlp import FinalMLP
-from keras_exfm.models.flops import Flops, LayerFlops, flops, non_embedding_parameters
+from keras_exfm.models.flops import (
+    Flops,
+    LayerFlops,
+    flops,
+    non_embedding_parameters,
+    shapes_only,
+)
 from keras_exfm.models.fm import FM
 from keras_exfm.models.logistic_regression import LogisticRegression
 from keras_exfm.models.masknet import MaskNet
+from keras_exfm.models.presets import PRESETS, Preset
 from keras_exfm.models.wukong import Wukong
 from keras_exfm.models.xdeepfm import XDeepFM
 
@@ -17,6 +24,7 @@ __all__ = [
     "AFN",
     "DLRM",
     "FM",
+    "PRESETS",
     "AutoInt",
     "DCNv2",
     "DeepFM",
@@ -25,8 +33,10 @@ __all__ = [
     "LayerFlops",
     "LogisticRegression",
     "MaskNet",
+    "Preset",
     "Wukong",
     "XDeepFM",
     "flops",
     "non_embedding_parameters",
+    "shapes_only",
 ]

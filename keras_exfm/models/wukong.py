@@ -46,7 +46,9 @@ class Wukong(RankingModel):
         h       = ReLU layers of flatten(X_l)                               "representation"
         logit   = w · h + b                                                 "serving"
 
-    The paper scales `num_layers` first, then `n_fmb`, `n_lcb`, `rank` and `mlp_units` together.
+    The paper scales `num_layers` first, then `n_fmb`, `n_lcb`, `rank` and `mlp_units` together. Its
+    scale-up, from 0.53 to 108 GFLOP an example, is `Wukong.from_preset("wukong_small", schema)` to
+    `"wukong_4xlarge"`; see `keras_exfm.models.PRESETS`.
 
     Args:
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives. No feature may be called
