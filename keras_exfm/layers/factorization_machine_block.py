@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_exfm.layers import _checks
+from keras_exfm.layers._columns import mix_columns
 from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.layers._mlp import MLP
 
@@ -29,7 +30,9 @@ class FactorizationMachineBlock(keras.layers.Layer):
     | `"attentive"` | `X (Xᵀ Y(X))`, `Y(X) = reshape(MLP_Y(flatten(W_c X)))` | `(n, rank)` |
 
     The product in brackets comes first, so the last two cost `n * dim * rank` and never form
-    `X Xᵀ`. The MLP has an activation on its hidden layers and none on its output.
+    `X Xᵀ`. The MLP has an activation on its hidden layers and none on its output. Numbers are
+    flattened and reshaped column by column (all embeddings' first numbers, then their second ...),
+    as they lie in memory where the products are fastest.
 
     Section 3.6 of the paper calls `X Xᵀ Y` with a learnable `Y` "optimized FM" and says of the
     attention only that `Y` "can be made attentive to the input by processing linearly compressed
@@ -168,25 +171,49 @@ class FactorizationMachineBlock(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Interacts the embeddings."""
-        _, n, dim = inputs.shape
-        width = n * (n if self.form == "dot" else self.rank)
+        columns = ops.transpose(inputs, (0, 2, 1))
+        products = mix_columns(columns, self.mixtures())
+        return ops.transpose(self.call_columns(columns, products, training), (0, 2, 1))
+
+    def mixtures(self) -> list[Any]:
+        """Matrices `(n, m)`; `call_columns` wants the embeddings' products with them."""
+        if self.form == "dot":
+            return []
+        return [self.projection] if self.form == "static" else [self.compression]
+
+    def call_columns(self, columns: Any, products: list[Any], training: bool | None = None) -> Any:
+        """`call` on embeddings that lie in columns, given their products with `mixtures`.
+
+        Args:
+            columns: `(batch, dim, n)`.
+            products: `columns @ mixture` for each of `mixtures`.
+            training: Whether dropout acts.
+
+        Returns:
+            `(batch, dim, n_out)`.
+        """
         assert self.norm is not None
         assert self.mlp is not None
-        flat = self.norm(ops.reshape(self._interactions(inputs), (-1, width)))
-        return ops.reshape(self.mlp(flat, training=training), (-1, self.n_out, dim))
+        _, dim, _ = columns.shape
+        interactions = self._interactions(columns, products)
+        _, rank, n = interactions.shape
+        flat = self.norm(ops.reshape(interactions, (-1, rank * n)))
+        return ops.reshape(self.mlp(flat, training=training), (-1, dim, self.n_out))
 
-    def _interactions(self, x: Any) -> Any:
-        transposed = ops.transpose(x, (0, 2, 1))
+    def _interactions(self, columns: Any, products: list[Any]) -> Any:
+        """The transpose of `FM(X)`, `(batch, rank, n)`."""
+        _, dim, n = columns.shape
         if self.form == "dot":
-            return ops.matmul(x, transposed)
-        if self.form == "static":
-            return ops.matmul(x, ops.matmul(transposed, self.projection))
-        assert self.attention_mlp is not None
-        compressed = ops.matmul(ops.transpose(self.compression), x)
-        flat = ops.reshape(compressed, (-1, self.attention_compression * x.shape[2]))
-        y = ops.reshape(self.attention_mlp(flat), (-1, x.shape[1], self.rank))
-        y = y + ops.convert_to_tensor(self.projection)
-        return ops.matmul(x, ops.matmul(transposed, y))
+            projected = columns
+        elif self.form == "static":
+            (projected,) = products
+        else:
+            assert self.attention_mlp is not None
+            y = self.attention_mlp(ops.reshape(products[0], (-1, dim * products[0].shape[2])))
+            y = ops.reshape(y, (-1, n, self.rank)) + ops.convert_to_tensor(self.projection)
+            projected = ops.matmul(columns, y)
+        # (X^T Y)^T X^T, the transpose of X X^T Y: both factors are read as they lie.
+        return ops.matmul(ops.transpose(projected, (0, 2, 1)), columns)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """`(batch, n_out, dim)`."""

@@ -8,6 +8,8 @@ import keras
 from keras import ops
 
 from keras_exfm.layers import _checks
+from keras_exfm.layers._column_normalization import ColumnNormalization
+from keras_exfm.layers._columns import mix_columns
 from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.layers.factorization_machine_block import FactorizationMachineBlock
 from keras_exfm.layers.linear_compression_block import LinearCompressionBlock
@@ -114,10 +116,8 @@ class WukongLayer(keras.layers.Layer):
         if n != count:
             self.residual = self._linear(count, "residual")
             self.residual.build((None, n, dim))
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=self.dtype_policy, name="norm"
-        )
-        self.norm.build((None, count, dim))
+        self.norm = ColumnNormalization(self.epsilon, dtype=self.dtype_policy, name="norm")
+        self.norm.build((None, dim, count))
         self.built = True
 
     def _linear(self, n_out: int, name: str) -> LinearCompressionBlock:
@@ -132,9 +132,16 @@ class WukongLayer(keras.layers.Layer):
         """Interacts the embeddings."""
         assert self.lcb is not None
         assert self.norm is not None
-        residual = inputs if self.residual is None else self.residual(inputs)
-        blocks = [self.fmb(inputs, training=training), self.lcb(inputs)]
-        return self.norm(ops.concatenate(blocks, axis=1) + residual)
+        # The transposes of neighbouring layers cancel out in a compiled graph.
+        columns = ops.transpose(inputs, (0, 2, 1))
+        kernels = [self.lcb.kernel]
+        if self.residual is not None:
+            kernels.append(self.residual.kernel)
+        compressed, *mixed = mix_columns(columns, [*kernels, *self.fmb.mixtures()])
+        residual = columns if self.residual is None else mixed.pop(0)
+        blocks = [self.fmb.call_columns(columns, mixed, training), compressed]
+        out = self.norm(ops.concatenate(blocks, axis=2) + residual)
+        return ops.transpose(out, (0, 2, 1))
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """`(batch, n_fmb + n_lcb, dim)`."""

@@ -50,16 +50,16 @@ def fm(w, x, form):
         y = w["projection"]
         if form == "attentive":
             compressed = w["compression"].T @ example
-            flat = mlp(sub(w, "attention_mlp"), compressed.reshape(1, -1))
+            flat = mlp(sub(w, "attention_mlp"), compressed.T.reshape(1, -1))
             y = y + flat.reshape(y.shape)
         rows.append(pairs @ y)
     return np.stack(rows)
 
 
 def fmb(w, x, form, n_out, epsilon=1e-5):
-    flat = fm(w, x, form).reshape(len(x), -1)
+    flat = fm(w, x, form).transpose(0, 2, 1).reshape(len(x), -1)
     out = mlp(sub(w, "mlp"), layer_norm(sub(w, "norm"), flat, epsilon))
-    return out.reshape(len(x), n_out, x.shape[2])
+    return out.reshape(len(x), x.shape[2], n_out).transpose(0, 2, 1)
 
 
 def wukong_layer(w, x, form, n_fmb, epsilon=1e-5):
