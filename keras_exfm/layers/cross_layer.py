@@ -23,9 +23,10 @@ class CrossLayer(keras.layers.Layer):
 
     A stack of `l` such layers covers interactions of the orders 1 to `l + 1`.
 
-    It is the function of `keras_rs.layers.FeatureCross` without `pre_activation` and
-    `diag_scale`. Two things differ: both inputs come as one list, and `build` alone creates
-    every weight (`FeatureCross` leaves its sublayers unbuilt: zero weights until the first call).
+    It is the function of `keras_rs.layers.FeatureCross` and of tensorflow-recommenders' `Cross`
+    without `pre_activation` and `diag_scale`. Two things differ: both inputs come as one list,
+    and `build` alone creates every weight (`FeatureCross` leaves its sublayers unbuilt: it has no
+    weights until the first call).
 
     Number of weights: `features * (features + 1)`, or `features * (2 * rank + 1)`.
 

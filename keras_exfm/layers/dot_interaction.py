@@ -21,6 +21,11 @@ class DotInteraction(keras.layers.Layer):
 
     Pairs come in the order (1, 2), (1, 3), ..., (n - 1, n). The layer has no weights.
 
+    `keras_rs.layers.DotInteraction` and tensorflow-recommenders' layer of this name give the same
+    products in the order (2, 1), (3, 1), (3, 2), ... . They take a list with one tensor for each
+    embedding; the former reads a tensor `(batch, n, dim)` as a list of examples, and gives dots of
+    the examples with each other without an error.
+
     Args:
         **kwargs: `name` and `dtype` of `keras.layers.Layer`.
 
