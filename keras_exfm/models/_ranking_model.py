@@ -1,4 +1,4 @@
-"""What the models of the zoo share: names, the head, and how they are saved."""
+"""What the models of the zoo share: names, and how they are saved."""
 
 from __future__ import annotations
 
@@ -47,14 +47,6 @@ def loud_relu(x: Any) -> Any:
     would hide an id out of range: the logit, and even the loss, would look healthy.
     """
     return ops.where(x <= 0, ops.zeros_like(x), x)
-
-
-def serving_head(x: Any, units: tuple[int, ...], name: str, dtype: Any) -> Any:
-    """Dense ReLU layers, the last of them named "representation", then the float32 logit."""
-    for i, count in enumerate(units[:-1]):
-        x = keras.layers.Dense(count, activation=loud_relu, dtype=dtype, name=f"{name}-{i}")(x)
-    x = keras.layers.Dense(units[-1], activation=loud_relu, dtype=dtype, name=REPRESENTATION)(x)
-    return keras.layers.Dense(1, dtype="float32", name=LOGIT)(x)
 
 
 class RankingModel(keras.Model):

@@ -11,11 +11,12 @@ from keras_exfm.features import Schema
 from keras_exfm.layers import DotInteraction, FeatureEmbedding, _checks
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
+    REPRESENTATION,
     RankingModel,
     as_schema,
     plain,
-    serving_head,
 )
+from keras_exfm.models._towers import dnn, summed_logit
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -38,6 +39,9 @@ class DLRM(RankingModel):
             "representation" or "serving".
         dim: Size of every embedding. Defaults to `8`.
         top_units: Widths of the ReLU layers, at least one. Defaults to `(64, 32)`.
+        dropout: Dropout rate after each ReLU layer. Defaults to `0.0`.
+        batch_norm: Whether the ReLU layers have a BatchNorm. Its statistics in training are
+            those of the batch as it comes, rows of weight 0 included. Defaults to `False`.
         concat_embeddings: Whether every embedding stands beside the dots, or only the numeric
             ones. Defaults to `True`.
         numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
@@ -76,6 +80,8 @@ class DLRM(RankingModel):
         schema: Schema | Mapping[str, Any],
         dim: int = 8,
         top_units: tuple[int, ...] | list[int] = (64, 32),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
         concat_embeddings: bool = True,
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
@@ -88,6 +94,7 @@ class DLRM(RankingModel):
     ) -> None:
         schema = as_schema(schema)
         top_units = _checks.unit_counts("top_units", top_units, minimum_length=1)
+        dropout = _checks.dropout_rate("dropout", dropout)
         embedding = FeatureEmbedding(
             schema,
             dim,
@@ -120,12 +127,15 @@ class DLRM(RankingModel):
         if beside is not None:
             flat = keras.layers.Flatten(dtype=dtype, name="flat-embeddings")(beside)
             z = keras.layers.Concatenate(dtype=dtype, name="top-inputs")([flat, z])
-        outputs = serving_head(z, top_units, "top", dtype)
+        z = dnn(z, top_units, "top", dropout, batch_norm, dtype, last=REPRESENTATION)
+        outputs = summed_logit(z, [])
         super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim
         self.top_units = top_units
+        self.dropout = dropout
+        self.batch_norm = batch_norm
         self.concat_embeddings = concat_embeddings
         self.numeric_units = numeric_units
         self.numeric_embeddings = numeric_embeddings
@@ -139,6 +149,8 @@ class DLRM(RankingModel):
             "schema": self.schema.to_dict(),
             "dim": self.dim,
             "top_units": plain(self.top_units),
+            "dropout": self.dropout,
+            "batch_norm": self.batch_norm,
             "concat_embeddings": self.concat_embeddings,
             "numeric_units": plain(self.numeric_units),
             "numeric_embeddings": self.numeric_embeddings,

@@ -9,7 +9,14 @@ import keras
 
 from keras_exfm.features import Schema
 from keras_exfm.layers import FeatureEmbedding, WukongLayer, _checks
-from keras_exfm.models._ranking_model import EMBEDDING, RankingModel, as_schema, plain, serving_head
+from keras_exfm.models._ranking_model import (
+    EMBEDDING,
+    REPRESENTATION,
+    RankingModel,
+    as_schema,
+    plain,
+)
+from keras_exfm.models._towers import dnn, summed_logit
 
 
 def _per_layer(name: str, value: Any, num_layers: int) -> list[Any]:
@@ -68,6 +75,7 @@ class Wukong(RankingModel):
         attention_compression: See `FactorizationMachineBlock`. Defaults to `8`.
         attention_units: See `FactorizationMachineBlock`. Defaults to `(64,)`.
         dropout: Dropout rate after each hidden layer of the FMBs' MLPs. Defaults to `0.0`.
+        head_dropout: Dropout rate after each ReLU layer of the head. Defaults to `0.0`.
         numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
@@ -110,6 +118,7 @@ class Wukong(RankingModel):
         attention_compression: int = 8,
         attention_units: tuple[int, ...] | list[int] = (64,),
         dropout: float = 0.0,
+        head_dropout: float = 0.0,
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
@@ -122,6 +131,7 @@ class Wukong(RankingModel):
         schema = as_schema(schema)
         num_layers = _checks.positive_int("num_layers", num_layers)
         head_units = _checks.unit_counts("head_units", head_units, minimum_length=1)
+        head_dropout = _checks.dropout_rate("head_dropout", head_dropout)
         layers = zip(
             _per_layer("n_fmb", n_fmb, num_layers),
             _per_layer("n_lcb", n_lcb, num_layers),
@@ -155,7 +165,8 @@ class Wukong(RankingModel):
                 name=f"wukong-layer-{i}",
             )(x)
         x = keras.layers.Flatten(dtype=dtype, name="flat-interactions")(x)
-        outputs = serving_head(x, head_units, "head", dtype)
+        x = dnn(x, head_units, "head", head_dropout, False, dtype, last=REPRESENTATION)
+        outputs = summed_logit(x, [])
         super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
@@ -170,6 +181,7 @@ class Wukong(RankingModel):
         self.attention_compression = attention_compression
         self.attention_units = attention_units
         self.dropout = dropout
+        self.head_dropout = head_dropout
         self.numeric_units = numeric_units
         self.numeric_embeddings = numeric_embeddings
         self.embeddings_initializer = embedding.embeddings_initializer
@@ -191,6 +203,7 @@ class Wukong(RankingModel):
             "attention_compression": self.attention_compression,
             "attention_units": plain(self.attention_units),
             "dropout": self.dropout,
+            "head_dropout": self.head_dropout,
             "numeric_units": plain(self.numeric_units),
             "numeric_embeddings": self.numeric_embeddings,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),

@@ -10,6 +10,7 @@ from keras_exfm.features import Categorical, MultiHot, Numeric, Schema
 from keras_exfm.models import DLRM, Wukong
 from keras_exfm.optimizers import RowwiseAdagrad
 from tests.models import reference
+from tests.testing import to_numpy
 
 # Names that Keras gives to layers, inputs and operations of its own.
 SCHEMA = Schema(
@@ -118,6 +119,32 @@ def dlrm_parameters(beside):
 )
 def test_parameter_count(case, expected):
     assert CASES[case][0]().count_params() == expected
+
+
+@pytest.mark.parametrize("make", [make_wukong, make_dlrm])
+def test_dropout_of_the_head_is_off_outside_training(make):
+    rate, units = "dropout", "top_units"
+    if make is make_wukong:
+        rate, units = "head_dropout", "head_units"
+    model, plain = scrambled(make(**{rate: 0.5, units: (16,)})), make(**{units: (16,)})
+    plain.set_weights(model.get_weights())
+    np.testing.assert_array_equal(
+        model.predict(batch(), verbose=0), plain.predict(batch(), verbose=0)
+    )
+    # In training some coordinates of the representation are 0 and the others are doubled.
+    hidden = keras.Model(model.inputs, model.get_layer("representation").output)
+    on, off = to_numpy(hidden(batch(), training=True)), to_numpy(hidden(batch(), training=False))
+    kept = np.isclose(on, 2 * off, rtol=1e-5)
+    assert (kept | (on == 0)).all()
+    assert 0 < (kept & (off != 0)).sum() < (off != 0).sum()
+    assert type(model).from_config(model.get_config()).get_config() == model.get_config()
+
+
+def test_dlrm_with_batch_norm():
+    model = make_dlrm(batch_norm=True)
+    assert model.count_params() == dlrm_parameters(6) + 4 * (5 + 4)
+    moving = [v.path for v in model.non_trainable_variables]
+    assert [path.split("/")[0] for path in moving] == ["top-norm-0"] * 2 + ["top-norm-1"] * 2
 
 
 @pytest.mark.parametrize("case", CASES)
