@@ -1,0 +1,381 @@
+"""Quality of the zoo's models on public data: search, training, evaluation and tables.
+
+    python benchmarks/zoo.py search --data DIR             # trials of each model, on one draw
+    python benchmarks/zoo.py train --data DIR --seeds 1,2,3
+    python benchmarks/zoo.py evaluate --test FILE          # score the saved models on a file
+    python benchmarks/zoo.py summarize                     # benchmarks/results/zoo/
+
+DIR holds `train_draw{2021,2022,2023}.csv.gz` and `valid.csv.gz` of Frappe_x1; with `--dataset
+ml1m` it is the MovieLens-1M Parquet file. Finished runs are skipped, so every command can be
+stopped and given again. Models and records go to `runs/zoo/<dataset>/`.
+
+The protocol is that of BARS: Adam at 0.001, batches of 4096, logloss, and after each epoch the AUC
+of held-out rows; an epoch without a better AUC divides the learning rate by 10, two in a row end
+the run, and the weights of the best epoch are the model. `valid` is halved by a hash of its rows:
+one half is used for all choices (epoch, setting), the other one for the figures. Every model has
+the same number of trials.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import zoo_data
+from zoo_settings import PUBLISHED, SETTINGS, setting_of, trials
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results" / "zoo"
+BATCH, LEARNING_RATE, FACTOR, PATIENCE, EPOCHS = 4096, 1e-3, 0.1, 2, 100
+
+
+def build(schema, setting):
+    """The model of a setting; `l2` is the factor of the sum of squares of all tables."""
+    import keras
+
+    from keras_exfm import models
+
+    arguments = dict(setting)
+    cls = getattr(models, arguments.pop("class"))
+    l2 = arguments.pop("l2", 0.0)
+    regularizer = keras.regularizers.L2(l2) if l2 else None
+    return cls(schema, optimizer=None, embeddings_regularizer=regularizer, **arguments)
+
+
+def scores(label, logit):
+    from keras_exfm.metrics import functional
+
+    return {
+        "auc": functional.auc(label, logit),
+        "logloss": functional.log_loss(label, logit),
+        "calibration": functional.calibration(label, logit),
+    }
+
+
+def calibrated(choose, test):
+    """Scores of `test` after `logit -> a logit + c`, fitted on the rows for choosing.
+
+    Platt scaling by Newton's method: two numbers, which change no order and so no AUC.
+    """
+    from keras_exfm.metrics import functional
+
+    (y, z), (label, logit) = choose, test
+    x = np.stack([z, np.ones_like(z)], axis=1)
+    w, step = np.array([1.0, 0.0]), 1.0
+    best = functional.log_loss(y, x @ w)
+    for _ in range(100):
+        p = (1 + np.tanh(x @ w / 2)) / 2
+        hessian = x.T @ (x * (p * (1 - p))[:, None]) + 1e-3 * np.eye(2)
+        new = w - step * np.linalg.solve(hessian, x.T @ (p - y))
+        loss = functional.log_loss(y, x @ new)
+        if loss < best:
+            w, best, step = new, loss, min(1.0, 2 * step)
+        else:
+            step /= 2
+    return {**scores(label, w[0] * logit + w[1]), "slope": float(w[0]), "shift": float(w[1])}
+
+
+def predict(model, part):
+    return model.predict(part.features, batch_size=8192, verbose=0)[:, 0].astype("float64")
+
+
+def fit(model, train, choose, say):
+    """Trains by the protocol; leaves the best epoch's weights in the model."""
+    import keras
+
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        # One dispatch for ten steps; XLA's GEMM on a CPU is slower than oneDNN's.
+        steps_per_execution=10,
+        jit_compile="auto" if keras.backend.backend() == "jax" else False,
+    )
+
+    class Protocol(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.epochs, self.best, self.weights, self.waited = [], -np.inf, None, 0
+            self.least, self.least_weights = np.inf, None
+            self.seconds = 0.0
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.started = time.monotonic()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds += time.monotonic() - self.started
+            figures = scores(choose.label, predict(self.model, choose))
+            rate = float(self.model.optimizer.learning_rate)
+            self.epochs.append({"train_loss": logs["loss"], "learning_rate": rate, **figures})
+            say(
+                f"  {epoch + 1}: loss {logs['loss']:.4f} auc {figures['auc']:.5f} "
+                f"logloss {figures['logloss']:.4f} ({time.monotonic() - self.started:.0f} s)"
+            )
+            if figures["logloss"] < self.least:
+                self.least, self.least_weights = figures["logloss"], self.model.get_weights()
+            if figures["auc"] > self.best:
+                self.best, self.waited = figures["auc"], 0
+                self.weights = self.model.get_weights()
+                return
+            self.waited += 1
+            self.model.optimizer.learning_rate = rate * FACTOR
+            self.model.stop_training = self.waited >= PATIENCE
+
+    protocol = Protocol()
+    model.fit(
+        train.features,
+        train.label,
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        callbacks=[protocol],
+        verbose=0,
+    )
+    return protocol
+
+
+def run(setting, data, seed, out, about, say):
+    """One training; writes `<out>.keras` and, last, `<out>.json`."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    schema, train, choose, test, checksums = data
+    started = time.monotonic()
+    model = build(schema, setting)
+    say(f"{out.name}: {model.count_params()} weights, {setting}")
+    protocol = fit(model, train, choose, say)
+    # The epoch of the least logloss is reported beside the model, which is the best AUC's.
+    model.set_weights(protocol.least_weights)
+    least = scores(test.label, predict(model, test))
+    model.set_weights(protocol.weights)
+    known, unseen = predict(model, choose), predict(model, test)
+    record = {
+        **about,
+        "setting": setting,
+        "seed": seed,
+        "parameters": model.count_params(),
+        "rows": {"train": len(train), "choose": len(choose), "test": len(test)},
+        "best_epoch": int(np.argmax([e["auc"] for e in protocol.epochs])) + 1,
+        "choose": scores(choose.label, known),
+        "test": scores(test.label, unseen),
+        "test_calibrated": calibrated((choose.label, known), (test.label, unseen)),
+        "test_of_least_logloss": least,
+        "epochs": protocol.epochs,
+        "seconds_of_training": round(protocol.seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
+        "checksums": checksums,
+        "versions": versions(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model.save(out.with_name(out.name + ".keras"))
+    write_json(out.with_name(out.name + ".json"), record)
+    say(f"{out.name}: test auc {record['test']['auc']:.5f} logloss {record['test']['logloss']:.4f}")
+    return record
+
+
+def versions():
+    import keras
+
+    names = ("keras", "tensorflow", "jax", "numpy")
+    found = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
+    return {"backend": keras.backend.backend(), "python": platform.python_version(), **found}
+
+
+def write_json(path, value):
+    """Whole or not at all: a record that is there is a run that is finished."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(path)
+
+
+def read_json(path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def load(dataset, folder, draw):
+    if dataset == "frappe_x1":
+        return zoo_data.frappe(folder, draw)
+    return zoo_data.ml1m(folder)
+
+
+def draws_of(dataset, arguments):
+    return [int(d) for d in arguments.draws.split(",")] if dataset == "frappe_x1" else [0]
+
+
+def chosen(out, dataset, name):
+    """The setting with the best AUC among the finished trials, its record and its file.
+
+    The base setting and no record where there is no trial.
+    """
+    best = (setting_of(dataset, name), None, None)
+    for i, setting in enumerate(trials(dataset, name)):
+        path = out / "search" / f"{name}-{i}.json"
+        record = read_json(path)
+        if same(record, setting) and (
+            best[1] is None or record["choose"]["auc"] > best[1]["choose"]["auc"]
+        ):
+            best = (setting, record, path)
+    return best
+
+
+def same(record, setting):
+    """Whether a record is of this setting (JSON has lists for tuples)."""
+    return record is not None and record["setting"] == json.loads(json.dumps(setting))
+
+
+def search(arguments, say):
+    """The trials of each model, on the first draw, with one seed."""
+    out = arguments.runs / arguments.dataset
+    draw = draws_of(arguments.dataset, arguments)[0]
+    data = load(arguments.dataset, arguments.data, draw)
+    for i in range(arguments.trials):
+        for name in arguments.models:
+            settings = trials(arguments.dataset, name)
+            target = out / "search" / f"{name}-{i}"
+            if i < len(settings) and not same(read_json(target.with_suffix(".json")), settings[i]):
+                about = {"model": name, "trial": i, "draw": draw}
+                run(settings[i], data, 1, target, about, say)
+
+
+def train(arguments, say):
+    """Every model, draw and seed; seeds come last, so that all models get their first early."""
+    out = arguments.runs / arguments.dataset
+    for seed in arguments.seeds:
+        for draw in draws_of(arguments.dataset, arguments):
+            data = None
+            for name in arguments.models:
+                target = out / f"{name}-{draw}-{seed}"
+                setting, found, path = chosen(out, arguments.dataset, name)
+                if same(read_json(out / f"{target.name}.json"), setting):
+                    continue
+                if found and (draw, seed) == (found["draw"], found["seed"]):
+                    for end in (".keras", ".json"):
+                        shutil.copy(path.with_suffix(end), target.with_name(target.name + end))
+                    continue
+                data = data or load(arguments.dataset, arguments.data, draw)
+                run(setting, data, seed, target, {"model": name, "draw": draw}, say)
+
+
+def evaluate(arguments, say):
+    """Scores the saved models on a file in the format of Frappe_x1."""
+    import keras
+
+    import keras_exfm  # noqa: F401
+
+    paths = sorted((arguments.runs / "frappe_x1").glob("*.keras"))
+    if not paths:
+        raise SystemExit(
+            f"No saved models in {arguments.runs / 'frappe_x1'}. Train them first:\n"
+            "    python benchmarks/zoo.py search --data DIR\n"
+            "    python benchmarks/zoo.py train --data DIR --seeds 1,2,3\n"
+            "where DIR holds train_draw2021.csv.gz, ... and valid.csv.gz of Frappe_x1."
+        )
+    test = zoo_data.read_frappe(arguments.test)
+    say(f"{arguments.test}: {len(test)} rows, {test.label.mean():.4f} of them clicks")
+    by_model = {}
+    for path in paths:
+        model = keras.saving.load_model(path)
+        figures = scores(test.label, predict(model, test))
+        by_model.setdefault(path.stem.split("-")[0], []).append(figures)
+        say(f"{path.stem}: auc {figures['auc']:.5f} logloss {figures['logloss']:.4f}")
+        keras.utils.clear_session()
+    print("\n" + table([row(name, by_model[name]) for name in SETTINGS if name in by_model]))
+
+
+def row(name, figures):
+    cells = {"model": name, "runs": len(figures)}
+    for key in ("auc", "logloss"):
+        values = np.array([f[key] for f in figures])
+        deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
+        cells[key], cells[f"{key}_std"] = float(values.mean()), float(deviation)
+    return cells
+
+
+def table(rows, published=PUBLISHED["frappe_x1"]):
+    lines = ["| model | runs | AUC | LogLoss | BARS, AUC / LogLoss |", "|---|---|---|---|---|"]
+    for r in rows:
+        bars = published.get(r["model"])
+        known = f"{bars[0]:.4f} / {bars[1]:.4f}" if bars else "-"
+        lines.append(
+            f"| {r['model']} | {r['runs']} | {r['auc']:.5f} ± {r['auc_std']:.5f} "
+            f"| {r['logloss']:.4f} ± {r['logloss_std']:.4f} | {known} |"
+        )
+    return "\n".join(lines)
+
+
+def summarize(arguments, say):
+    """Writes `benchmarks/results/zoo/<dataset>.{json,md}` from the finished runs."""
+    for dataset in PUBLISHED:
+        out = arguments.runs / dataset
+        records = [read_json(p) for p in sorted(out.glob("*.json"))]
+        if not records:
+            continue
+        found = [read_json(p) for p in sorted((out / "search").glob("*.json"))]
+        summary, rows = {"dataset": dataset, "runs": [], "search": [], "models": []}, []
+        for record in records:
+            keys = ("model", "draw", "seed", "setting", "parameters", "best_epoch", "choose")
+            keys += ("test", "seconds_of_training")
+            summary["runs"].append({key: record[key] for key in keys})
+        for record in found:
+            keys = ("model", "trial", "setting", "best_epoch", "choose", "seconds_of_training")
+            summary["search"].append({key: record[key] for key in keys})
+        for name in SETTINGS:
+            own = [r["test"] for r in records if r["model"] == name]
+            if own:
+                rows.append(row(name, own))
+        summary["models"] = rows
+        summary["rows"] = records[0]["rows"]
+        summary["checksums"] = {k: v for r in records for k, v in r["checksums"].items()}
+        summary["versions"] = records[0]["versions"]
+        summary["machine"] = {"cores": os.cpu_count(), "processor": platform.machine()}
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_json(RESULTS / f"{dataset}.json", rounded(summary))
+        text = table(rows, PUBLISHED[dataset])
+        (RESULTS / f"{dataset}.md").write_text(text + "\n")
+        say(f"{dataset}: {len(records)} runs, {len(found)} trials\n{text}")
+
+
+def rounded(value):
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=("search", "train", "evaluate", "summarize"))
+    parser.add_argument("--data", type=Path, help="folder or file of the data set")
+    parser.add_argument("--dataset", choices=tuple(PUBLISHED), default="frappe_x1")
+    parser.add_argument("--test", type=Path, help="file to score")
+    parser.add_argument("--models", default=",".join(SETTINGS))
+    parser.add_argument("--draws", default=",".join(map(str, zoo_data.DRAWS)))
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--backend", choices=("tensorflow", "jax"), default="tensorflow")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "zoo")
+    arguments = parser.parse_args()
+    needed = {"search": "data", "train": "data", "evaluate": "test"}.get(arguments.command)
+    if needed and getattr(arguments, needed) is None:
+        parser.error(f"{arguments.command} needs --{needed}")
+    arguments.models = arguments.models.split(",")
+    if unknown := sorted(set(arguments.models) - set(SETTINGS)):
+        parser.error(f"unknown models {unknown}; there are {', '.join(SETTINGS)}")
+    arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    os.environ["KERAS_BACKEND"] = arguments.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    started = time.monotonic()
+
+    def say(text):
+        print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)
+
+    command = {"search": search, "train": train, "evaluate": evaluate, "summarize": summarize}
+    command[arguments.command](arguments, say)
+
+
+if __name__ == "__main__":
+    main()
