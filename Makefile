@@ -39,7 +39,13 @@ test-tensorflow: $(BIN)/.installed
 test-jax: $(BIN)/.installed
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow"
 
-test: lint test-tensorflow test-jax
+# Most of the time goes into compiling, on one core: so both backends at once. The output of TensorFlow's
+# tests is shown at the end.
+test: lint
+	@log=$$(mktemp); KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow" >$$log 2>&1 & other=$$!; \
+	echo "JAX (TensorFlow runs beside it):"; KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow"; jax=$$?; \
+	wait $$other; tensorflow=$$?; echo "TensorFlow:"; cat $$log; rm -f $$log; \
+	test $$jax -eq 0 || echo "JAX failed, see above"; test $$jax -eq 0 -a $$tensorflow -eq 0
 
 test-slow: $(BIN)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
