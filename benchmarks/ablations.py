@@ -1,0 +1,266 @@
+"""Take the parts out of Wukong's layers one by one, as figure 4 of the paper does.
+
+    python benchmarks/ablations.py --seeds 1,2,3
+
+Trains a small Wukong in one pass over synthetic clicks with planted main effects and interactions
+of the orders 2 and 3, whole and with the output of a part replaced by zeros in every layer: the
+factorization machine block ("fmb"), the linear compression block ("lcb"), the residual, and the
+last two together. Writes benchmarks/results/ablations/: `runs.csv` (every seed), `summary.csv`
+(mean and standard deviation of the loss in percent of the whole model's, over seeds, beside the
+paper's figures) and `run.json` (command, settings, checksum of the data, versions, machine).
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import platform
+import shlex
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_exfm import Categorical, Schema
+from keras_exfm.layers import FactorizationMachineBlock, FeatureEmbedding, LinearCompressionBlock
+from keras_exfm.metrics import functional
+
+RESULTS = Path(__file__).parent / "results" / "ablations"
+# What is zero in each run, and the loss in percent above the whole model's, read off figure 4.
+ABLATIONS = {
+    "none": ((), 0.0),
+    "lcb": (("lcb",), 0.03),
+    "residual": (("residual",), 0.08),
+    "fmb": (("fmb",), 0.80),
+    "lcb+residual": (("lcb", "residual"), 1.84),
+}
+DATA = {
+    "fields": 12,
+    "vocabulary": 10,
+    "latent": 2,
+    "main": 1.5,
+    "interactions": {2: 1.0, 3: 0.5},
+    "terms": 6,
+    "bias": -1.5,
+    "train": 300_000,
+    "test": 100_000,
+}
+# A narrow head, which cannot find the interactions in the embeddings by itself.
+MODEL = {
+    "dim": 8,
+    "num_layers": 3,
+    "n_fmb": 8,
+    "n_lcb": 8,
+    "rank": 8,
+    "mlp_units": (64,),
+    "head_units": (16,),
+}
+TRAINING = {"batch": 512, "learning_rate": 3e-3}
+
+
+class AblatedWukongLayer(keras.layers.Layer):
+    """`WukongLayer` with the outputs of some of its parts replaced by zeros."""
+
+    def __init__(self, n_fmb, n_lcb, rank, mlp_units, zero=(), **kwargs):
+        super().__init__(**kwargs)
+        self.n_fmb = n_fmb
+        self.n_lcb = n_lcb
+        self.zero = tuple(zero)
+        self.fmb = FactorizationMachineBlock(n_fmb, rank=rank, mlp_units=mlp_units, name="fmb")
+        self.lcb = LinearCompressionBlock(n_lcb, name="lcb")
+        self.residual = None
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-5, name="norm")
+
+    def build(self, input_shape):
+        _, n, dim = input_shape
+        count = self.n_fmb + self.n_lcb
+        self.fmb.build(input_shape)
+        self.lcb.build(input_shape)
+        if n != count:
+            self.residual = LinearCompressionBlock(count, name="residual")
+            self.residual.build(input_shape)
+        self.norm.build((None, count, dim))
+        self.built = True
+
+    def call(self, inputs):
+        def part(name, output):
+            return ops.zeros_like(output) if name in self.zero else output
+
+        residual = inputs if self.residual is None else self.residual(inputs)
+        blocks = [part("fmb", self.fmb(inputs)), part("lcb", self.lcb(inputs))]
+        return self.norm(ops.concatenate(blocks, axis=1) + part("residual", residual))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.n_fmb + self.n_lcb, input_shape[2])
+
+
+def network(schema, zero, dim, num_layers, n_fmb, n_lcb, rank, mlp_units, head_units):
+    """Wukong from ablated layers. The tables are plain weights: they are tiny here."""
+    inputs = schema.inputs()
+    x = FeatureEmbedding(schema, dim, optimizer=None, name="embedding")(inputs)
+    for i in range(num_layers):
+        x = AblatedWukongLayer(n_fmb, n_lcb, rank, mlp_units, zero=zero, name=f"layer-{i}")(x)
+    x = keras.layers.Flatten(name="flat")(x)
+    for i, units in enumerate(head_units):
+        x = keras.layers.Dense(units, activation="relu", name=f"head-{i}")(x)
+    return keras.Model(inputs, keras.layers.Dense(1, name="serving")(x))
+
+
+def clicks(seed, fields, vocabulary, latent, main, interactions, terms, bias, train, test):
+    """Ids, and labels from a logit of main effects and products of hidden vectors.
+
+    Every id has a hidden number (its main effect) and a hidden vector. A term of order `o` takes
+    `o` fields by chance and adds the sum over coordinates of the product of their ids' vectors.
+    `main` and `interactions` are the variances of the logit's parts.
+    """
+    rng = np.random.default_rng(seed)
+    size = train + test
+    ids = rng.integers(0, vocabulary, (size, fields))
+    column = np.arange(fields)
+
+    def scaled(values, variance):
+        return values * np.sqrt(variance / values.var())
+
+    logit = scaled(rng.normal(size=(fields, vocabulary))[column, ids].sum(1), main)
+    vectors = rng.normal(size=(fields, vocabulary, latent)).astype("float32")
+    hidden = vectors[column, ids]
+    for order, variance in interactions.items():
+        part = np.zeros(size)
+        for _ in range(terms):
+            chosen = rng.choice(fields, int(order), replace=False)
+            part += hidden[:, chosen].prod(1).sum(1)
+        logit = logit + scaled(part, variance)
+    logit = logit + bias
+    labels = (rng.random(size) < 1 / (1 + np.exp(-logit))).astype("float32")
+    features = {f"f{i}": ids[:, i].astype("int32") for i in range(fields)}
+    first = {name: values[:train] for name, values in features.items()}
+    last = {name: values[train:] for name, values in features.items()}
+    return (first, labels[:train]), (last, labels[train:]), logit[train:]
+
+
+def run(seed, zero, data, model, training):
+    """One pass of training; the logloss on the test examples."""
+    (features, labels), (test, test_labels), _ = data
+    keras.utils.set_random_seed(seed)
+    schema = Schema([Categorical(name, DATA["vocabulary"]) for name in features])
+    net = network(schema, zero, **model)
+    steps = -(-len(labels) // training["batch"])
+    # Warm-up and decay to zero: without them the noise of the last steps hides small differences.
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 10, warmup_target=training["learning_rate"], warmup_steps=steps // 10
+    )
+    net.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+    )
+    net.fit(features, labels, batch_size=training["batch"], epochs=1, shuffle=False, verbose=0)
+    logits = net.predict(test, batch_size=8192, verbose=0)[:, 0]
+    return functional.log_loss(test_labels, logits)
+
+
+def checksum(data):
+    digest = hashlib.sha256()
+    for features, labels in data[:2]:
+        for values in (*features.values(), labels):
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+
+
+def summarize(rows):
+    """Loss above the whole model's in percent, mean and standard deviation over seeds."""
+    whole = {row["seed"]: row["log_loss"] for row in rows if row["zero"] == "none"}
+    summary = []
+    for name, (_, paper) in ABLATIONS.items():
+        found = [
+            100 * (row["log_loss"] / whole[row["seed"]] - 1) for row in rows if row["zero"] == name
+        ]
+        deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+        summary.append(
+            {
+                "zero": name,
+                "loss_percent": statistics.mean(found),
+                "deviation": deviation,
+                "seeds": len(found),
+                "paper_percent": paper,
+            }
+        )
+    return summary
+
+
+def machine():
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", default="1,2,3", help="of the data and of the weights")
+    parser.add_argument("--out", default=str(RESULTS), help="folder of the record")
+    arguments = parser.parse_args()
+    rows, sums, log = [], {}, []
+    started = time.monotonic()
+    for seed in map(int, arguments.seeds.split(",")):
+        data = clicks(seed, **DATA)
+        sums[seed] = checksum(data)
+        labels, logits = data[1][1], data[2]
+        rate = float(labels.mean())
+        floor = functional.log_loss(labels, logits)
+        for name, (zero, _) in ABLATIONS.items():
+            loss = run(seed, zero, data, MODEL, TRAINING)
+            rows.append(
+                {
+                    "seed": seed,
+                    "zero": name,
+                    "log_loss": loss,
+                    "normalized_entropy": loss / float(functional.entropy(rate)),
+                    "log_loss_of_the_truth": floor,
+                }
+            )
+            said = f"{time.monotonic() - started:5.0f} s  seed {seed}  {name:14} {loss:.5f}"
+            log.append(said)
+            print(said, flush=True)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    summary = summarize(rows)
+    write_csv(out / "runs.csv", rows)
+    write_csv(out / "summary.csv", summary)
+    about = {
+        "command": shlex.join(["python", "benchmarks/ablations.py", "--seeds", arguments.seeds]),
+        "data": DATA,
+        "data_sha256": sums,
+        "model": MODEL,
+        "training": TRAINING,
+        "backend": keras.backend.backend(),
+        "versions": {"keras": keras.__version__, "numpy": np.__version__},
+        "machine": machine(),
+    }
+    (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "log.txt").write_text("\n".join(log) + "\n")
+    for row in summary:
+        print(
+            f"{row['zero']:14} {row['loss_percent']:+7.3f} % (sd {row['deviation']:.3f}), "
+            f"paper {row['paper_percent']:+.2f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()
