@@ -8,6 +8,12 @@ factorization machine block ("fmb"), the linear compression block ("lcb"), the r
 last two together. Writes benchmarks/results/ablations/: `runs.csv` (every seed), `summary.csv`
 (mean and standard deviation of the loss in percent of the whole model's, over seeds, beside the
 paper's figures) and `run.json` (command, settings, checksum of the data, versions, machine).
+
+What came out differs from the paper in part. The factorization machine block matters by far the
+most of the single parts, as there (+3.1 %, sd 1.0); the compression block matters a little (+0.9 %,
+sd 0.3) and the residual not measurably (-0.2 %, sd 0.4). But to leave out the last two together
+costs nothing here (-0.2 %, sd 0.5) and is the worst of all in the paper (+1.84 %): in 3 layers on
+12 features, where the truth is of low order, the factorization machines carry the main effects too.
 """
 
 import argparse
