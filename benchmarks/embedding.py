@@ -13,8 +13,8 @@ median over the epochs of all rounds. The first step of an epoch is left out: on
 epochs begin with a wait of 0.25 to 0.3 s in which the processor is idle (`tf.data` ends the
 iterator of the epoch before), whatever the model. Each measurement is a process of its own, and
 rounds go through all contenders in turn, so that a slow minute of the machine hits all alike.
-Memory is the highest resident size during build and training, less the resident size of the same process after
-it trained a table of 16 rows, over the bytes of the table and its optimizer's state.
+Memory is the highest resident size during build and training, less the resident size of the same
+process after it trained a table of 16 rows, over the bytes of the table and its optimizer's state.
 
 Writes `<out>/embedding.json` and `<out>/embedding.md`. PyTorch is looked for in the Python that
 `--torch-python` names; it is no dependency of keras_exfm.
