@@ -14,6 +14,10 @@ tensors that lie ready, with Adam (`fused=True`); its table is `nn.Embedding(spa
 implementations have them, and in columns, the layout of ours ("columns"). All numbers of weights
 are checked against one formula.
 
+"Kept" memory is the same with the environment variables `KEPT` of this file: by default glibc
+hands each large buffer back to the kernel as soon as it is free, and the next step pays for new
+pages.
+
 Each measurement is a process of its own, and rounds go through all contenders in turn, so that a
 slow minute of the machine hits all alike; a time is an epoch's over its steps, reported is the
 median over the epochs of all rounds. Each process measures, before and after, the rate of its
@@ -31,6 +35,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata as metadata
+import itertools
 import json
 import os
 import platform
@@ -49,6 +54,14 @@ MLP, HEAD = (512, 256), (512, 256)
 BATCH = 2048
 GEMM = 2048
 DTYPES = ("float32", "bfloat16")
+# Environment in which glibc keeps freed memory instead of handing it back to the kernel.
+KEPT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+    "MALLOC_ARENA_MAX": "1",
+}
+MEMORY = ("default", "kept")
 # Ways to run PyTorch: `compile` or not, the table, the layout.
 TORCH = (
     "eager sparse rows",
@@ -58,6 +71,8 @@ TORCH = (
     "compile dense rows",
     "compile dense columns",
 )
+# Those that go on to bfloat16 and to kept memory.
+TORCH_MORE = ("eager dense columns", "compile dense columns")
 
 
 def dense_weights() -> int:
@@ -340,7 +355,9 @@ def _installed(name: str) -> bool:
     return True
 
 
-def measure(args: argparse.Namespace, framework: str, way: str, dtype: str) -> dict | None:
+def measure(
+    args: argparse.Namespace, framework: str, way: str, dtype: str, memory: str
+) -> dict | None:
     """The result of one process; `None` for a `torch.compile` that fails, which is reported."""
     python = args.torch_python if framework == "torch" else sys.executable
     command = [python, __file__, "--worker", framework, way, dtype]
@@ -350,6 +367,7 @@ def measure(args: argparse.Namespace, framework: str, way: str, dtype: str) -> d
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
         "JAX_PLATFORMS": "cpu",
+        **(KEPT if memory == "kept" else {}),
     }
     if framework != "torch":
         environment["KERAS_BACKEND"] = framework
@@ -371,19 +389,27 @@ def cpu_model() -> str:
     return platform.processor()
 
 
-def plan(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+def plan(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     jobs = []
     for dtype in args.dtypes:
-        jobs += [(framework, "fit", dtype) for framework in args.backends]
-        if args.torch:
-            jobs += [("torch", way, dtype) for way in args.ways]
+        for memory in args.memory:
+            jobs += [(framework, "fit", dtype, memory) for framework in args.backends]
+            plain = (dtype, memory) == ("float32", "default")
+            ways = [way for way in args.ways if plain or way in TORCH_MORE]
+            if args.torch:
+                jobs += [("torch", way, dtype, memory) for way in ways]
     return jobs
 
 
 def summarize(raw: dict[tuple, list[dict]]) -> list[dict]:
     rows = []
-    for (framework, way, dtype), results in raw.items():
-        row: dict[str, Any] = {"framework": framework, "way": way, "dtype": dtype}
+    for (framework, way, dtype, memory), results in raw.items():
+        row: dict[str, Any] = {
+            "framework": framework,
+            "way": way,
+            "dtype": dtype,
+            "memory": memory,
+        }
         for what in ("training", "inference"):
             times = [t for result in results for t in result[f"{what}_ms"]]
             median = statistics.median(times)
@@ -405,12 +431,13 @@ def claims(rows: list[dict], flops: dict[str, float]) -> list[dict]:
     """The ratios that the project promises, of float32, and the same of bfloat16 for the record."""
     out = []
 
-    def claim(dtype: str, text: str, value: float, bound: float) -> None:
+    def claim(dtype: str, memory: str, text: str, value: float, bound: float) -> None:
         # Only float32 has a bound.
         promised = dtype == "float32"
         out.append(
             {
                 "dtype": dtype,
+                "memory": memory,
                 "claim": text,
                 "value": round(value, 3),
                 "bound": f"at least {bound:g}" if promised else "",
@@ -418,22 +445,23 @@ def claims(rows: list[dict], flops: dict[str, float]) -> list[dict]:
             }
         )
 
-    for dtype in DTYPES:
-        found = {r["framework"]: r for r in rows if r["dtype"] == dtype and r["way"] == "fit"}
-        theirs = [r for r in rows if r["dtype"] == dtype and r["framework"] == "torch"]
+    for dtype, memory in itertools.product(DTYPES, MEMORY):
+        chosen = [r for r in rows if (r["dtype"], r["memory"]) == (dtype, memory)]
+        found = {r["framework"]: r for r in chosen if r["way"] == "fit"}
+        theirs = [r for r in chosen if r["framework"] == "torch"]
         for what in ("training", "inference"):
             if "jax" in found:
                 ours = found["jax"]
                 rate = flops[what] * ours[f"{what}_examples_per_s"] / 1e9
                 text = f"jax, {what}: counted FLOP/s / GEMM FLOP/s"
-                claim(dtype, text, rate / ours["gemm_gflops"], 0.6)
+                claim(dtype, memory, text, rate / ours["gemm_gflops"], 0.6)
             if theirs:
                 best = min(theirs, key=lambda r: r[f"{what}_ms"])
                 for framework, bound in (("jax", 1.5), ("tensorflow", 1.0)):
                     if framework in found:
                         text = f"{framework}, {what}: speed / best PyTorch ({best['way']})"
                         value = best[f"{what}_ms"] / found[framework][f"{what}_ms"]
-                        claim(dtype, text, value, bound)
+                        claim(dtype, memory, text, value, bound)
     return out
 
 
@@ -449,15 +477,16 @@ def markdown(report: dict) -> str:
         f"{flops['inference'] * BATCH / 1e9:.1f} in inference. Medians of {report['rounds']} "
         "rounds. How: the docstring of `benchmarks/wukong_speed.py`.",
     ]
-    for dtype in report["dtypes"]:
-        lines += ["", f"## {dtype}", ""]
+    sections = itertools.product(report["dtypes"], report["memory"])
+    for section in sections:
+        lines += ["", "## {}, memory {}".format(*section), ""]
         lines.append(
             "| framework | way | training ms | best..worst | examples/s | GFLOP/s | inference ms "
             "| best..worst | examples/s | GEMM GFLOP/s |"
         )
         lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
         for r in report["results"]:
-            if r["dtype"] != dtype:
+            if (r["dtype"], r["memory"]) != section:
                 continue
             cells = [r["framework"], r["way"]]
             for what in ("training", "inference"):
@@ -471,7 +500,7 @@ def markdown(report: dict) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "| claim | measured | bound | met |", "|---|--:|--:|---|"]
         for c in report["claims"]:
-            if c["dtype"] == dtype:
+            if (c["dtype"], c["memory"]) == section:
                 met = {True: "yes", False: "**no**", None: ""}[c["met"]]
                 lines.append(f"| {c['claim']} | {c['value']:.2f} | {c['bound']} | {met} |")
     if report["failed"]:
@@ -485,6 +514,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps an epoch")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--memory", nargs="+", default=list(MEMORY), choices=MEMORY)
     parser.add_argument(
         "--backends", nargs="*", default=["jax", "tensorflow"], choices=["jax", "tensorflow"]
     )
@@ -527,6 +557,7 @@ def main() -> None:
         "versions": versions,
         "rounds": args.rounds,
         "dtypes": args.dtypes,
+        "memory": args.memory,
         "dense_weights": dense_weights(),
         "flops": flops,
         "results": results,
