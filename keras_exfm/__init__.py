@@ -33,6 +33,7 @@ _NAMES = {
     "Numeric": "features",
     "Schema": "features",
     "ExternalDistillation": "distillation",
+    "keep_freed_memory": "memory",
 }
 # Packages whose classes can stand in a `.keras` file.
 _SERIALIZABLE = ("layers", "losses", "metrics", "models", "optimizers", "distillation")
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     )
     from keras_exfm.distillation import ExternalDistillation
     from keras_exfm.features import Categorical, MultiHot, Numeric, Schema
+    from keras_exfm.memory import keep_freed_memory
 
 
 def _register(_keras: object = None) -> None:
