@@ -43,4 +43,5 @@ def keep_freed_memory() -> bool:
         (_M_TOP_PAD, 2**28),
         (_M_TRIM_THRESHOLD, 2**31 - 1),
     )
-    return all([libc.mallopt(option, value) == 1 for option, value in settings])
+    taken = [libc.mallopt(option, value) == 1 for option, value in settings]
+    return all(taken)
