@@ -4,8 +4,7 @@ The first setting of a model is its base: the structure of BARS' own configurati
 (embeddings of 10 numbers, BatchNorm and dropout where BARS has them), with MLPs of two layers of
 300 where BARS has three of 400, so that the whole sweep fits a machine of two cores. `l2` is the
 factor of the sum of squares of every embedding table, all rows, at each step; FuxiCTR's
-`embedding_regularizer` is twice this number. `TRIALS` are changes of the base, the same number
-for every model.
+`embedding_regularizer` is twice this number. Every model has three changes of its base to try.
 """
 
 # AUC and LogLoss as published by BARS (MaskNet, FinalMLP and so on as named there).
@@ -32,7 +31,7 @@ UNITS = (300, 300)
 SETTINGS = {
     "Wukong": (
         {
-            "dim": 16,
+            "dim": 32,
             "num_layers": 2,
             "n_fmb": 8,
             "n_lcb": 8,
@@ -40,9 +39,14 @@ SETTINGS = {
             "mlp_units": (256,),
             "head_units": (256,),
             "dropout": 0.2,
-            "l2": 0.025,
+            "head_dropout": 0.2,
+            "l2": 0.01,
         },
-        [{"l2": 0.01}, {"dim": 32, "dropout": 0.4}, {"num_layers": 3, "dropout": 0.4}],
+        [
+            {"dim": 16, "head_dropout": 0.0, "l2": 0.025},
+            {"dim": 10, "dropout": 0.4, "head_dropout": 0.4, "l2": 0.05},
+            {"dim": 16, "num_layers": 1, "dropout": 0.4, "head_dropout": 0.4, "l2": 0.025},
+        ],
     ),
     "FinalMLP": (
         {
@@ -64,8 +68,8 @@ SETTINGS = {
         [{"l2": 0.01}, {"dim": 32}, {"dropout": 0.4}],
     ),
     "DLRM": (
-        {"dim": 10, "top_units": UNITS, "l2": 0.025},
-        [{"l2": 0.01}, {"dim": 32}, {"l2": 0.05}],
+        {"dim": 10, "top_units": UNITS, **MLP, "l2": 0.025},
+        [{"l2": 0.01}, {"dim": 32}, {"dropout": 0.4}],
     ),
     "AutoInt": (
         {
