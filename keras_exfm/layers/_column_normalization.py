@@ -25,14 +25,15 @@ class ColumnNormalization(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         dim = tuple(input_shape)[1]
-        # As in Keras' layer: statistics and weights in float32 under every policy.
+        # As in Keras' layer: at least float32 for all arithmetic, no autocast of the weights.
         self.gamma = self.add_weight(shape=(dim,), initializer="ones", name="gamma", autocast=False)
         self.beta = self.add_weight(shape=(dim,), initializer="zeros", name="beta", autocast=False)
         self.built = True
 
     def call(self, x: Any) -> Any:
-        normal = _normalize(self.epsilon)(ops.cast(x, "float32"))
-        gamma, beta = ops.expand_dims(self.gamma, -1), ops.expand_dims(self.beta, -1)
+        dtype = keras.backend.result_type(x.dtype, "float32")
+        normal = _normalize(self.epsilon)(ops.cast(x, dtype))
+        gamma, beta = (ops.cast(w, dtype)[:, None] for w in (self.gamma, self.beta))
         return ops.cast(normal * gamma + beta, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keras import ops
 
 from keras_exfm.layers import (
     DotInteraction,
@@ -306,6 +307,18 @@ def test_without_dropout_there_is_no_random_state():
     layer = wukong("static")
     layer.build((None, N, D))
     assert not layer.non_trainable_variables
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_bfloat16"])
+def test_every_dtype_policy(dtype):
+    layer = wukong("attentive", dtype=dtype)
+    x = matrix()
+    given = ops.cast(x, layer.compute_dtype)  # float64 is float32 on JAX as it is set up.
+    y = layer(given)
+    assert y.dtype == given.dtype
+    expected = reference.wukong_layer(reference.weights(layer), x, "attentive", 2)
+    atol = {"float64": 1e-6, "float16": 0.02}.get(dtype, 0.15)
+    np.testing.assert_allclose(to_numpy(ops.cast(y, "float32")), expected, atol=atol)
 
 
 class TestDotInteraction:
