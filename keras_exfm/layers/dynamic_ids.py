@@ -349,7 +349,8 @@ def _find(held: Any, ids: Any) -> tuple[Any, Any]:
     """The way of the set that holds the id, and whether there is one (padding finds the empty)."""
     equal = ops.equal(held[..., _KEY], ids[:, None])
     numbers = ops.arange(held.shape[1], dtype="int32")
-    return ops.max(ops.where(equal, numbers, 0), axis=1), ops.any(equal, axis=1)
+    # With `initial`, an empty batch has a greatest number as well.
+    return ops.max(ops.where(equal, numbers, 0), axis=1, initial=0), ops.any(equal, axis=1)
 
 
 def _choose(shape: _Shape, held: Any, sets: Any, want: Any, step: Any) -> tuple[_Place, Any]:
@@ -363,7 +364,8 @@ def _choose(shape: _Shape, held: Any, sets: Any, want: Any, step: Any) -> tuple[
     """
     used = _without_oldest(held[..., _LAST_USED], _ranks(sets, want, most=shape.ways))
     way = ops.argmin(used, axis=1)
-    place = _Place(shape, sets, way, ops.logical_and(want, ops.min(used, axis=1) < step))
+    free = ops.min(used, axis=1, initial=_NEVER_FREE) < step
+    place = _Place(shape, sets, way, ops.logical_and(want, free))
     key = ops.take_along_axis(held[..., _KEY], way[:, None], axis=1)[:, 0]
     return place, ops.logical_and(place.mask, ops.not_equal(key, _EMPTY))
 

@@ -218,6 +218,16 @@ def test_nothing_changes_outside_training():
         np.testing.assert_array_equal(value, to_numpy(variable))
 
 
+def test_an_empty_batch_changes_nothing():
+    _, embedding = make_model("rowwise_adagrad")
+    before = [to_numpy(v) for v in embedding.dynamic_ids["article"].weights[:2]]
+    batch = {name: column[:0] for name, column in next(batches(1))[0].items()}
+    for training in (False, True):
+        assert tuple(embedding(batch, training=training).shape) == (0, 5, DIM)
+    for value, variable in zip(before, embedding.dynamic_ids["article"].weights):
+        np.testing.assert_array_equal(value, to_numpy(variable))
+
+
 def test_a_model_of_the_zoo_takes_strings():
     schema = Schema([Categorical("user", 50, admit_after=1), Categorical("place", 24)])
     model = DeepFM(schema, dim=4, dnn_units=(8,), optimizer=RowwiseAdagrad(0.05))
