@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_exfm.layers._initializers import clone_initializer
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 class MLP(keras.layers.Layer):
@@ -64,6 +65,7 @@ class MLP(keras.layers.Layer):
             name="output",
         )
         self.out.build(shape)
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, x: Any, training: bool | None = None) -> Any:

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_exfm.layers import _checks
 from keras_exfm.layers._mlp import MLP
+from keras_exfm.layers._trainable import hand_down_trainable
 from keras_exfm.losses import TeacherCrossentropy, clipped_targets, soft_targets
 from keras_exfm.losses import _checks as _loss_checks
 
@@ -88,6 +89,7 @@ class AuxiliaryHead(keras.layers.Layer):
             )
         self.mlp = MLP(self.units, 1, dtype=self.dtype_policy, name="mlp")
         self.mlp.build(shape)
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, representation: Any) -> Any:

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_exfm.layers import _checks
 from keras_exfm.layers._initializers import clone_initializer
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -92,6 +93,7 @@ class BilinearFusion(keras.layers.Layer):
             initializer=clone_initializer(self.kernel_initializer),
             name="bilinear",
         )
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Any) -> Any:

@@ -9,6 +9,7 @@ import keras
 from keras_exfm.layers import _checks
 from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.layers._pairs import pair_shapes
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -89,6 +90,7 @@ class CrossLayer(keras.layers.Layer):
             name="kernel",
         )
         self.kernel.build((None, features if self.rank is None else self.rank))
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Any) -> Any:

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_exfm.layers import _checks
 from keras_exfm.layers._row_engine import _chunks, _rounding, make_engine
+from keras_exfm.layers._trainable import hand_down_trainable
 from keras_exfm.optimizers import RowOptimizer, get
 from keras_exfm.optimizers.row_optimizer import number
 
@@ -154,6 +155,7 @@ class EmbeddingTable(keras.layers.Layer):
                 )
             self._engine = make_engine(self)
             self._engine.build()
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, ids: Any, training: bool | None = None, fresh: Any = None) -> Any:

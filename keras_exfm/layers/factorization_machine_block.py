@@ -11,6 +11,7 @@ from keras_exfm.layers import _checks
 from keras_exfm.layers._columns import mix_columns
 from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.layers._mlp import MLP
+from keras_exfm.layers._trainable import hand_down_trainable
 
 FORMS = ("static", "attentive", "dot")
 
@@ -167,6 +168,7 @@ class FactorizationMachineBlock(keras.layers.Layer):
             name="mlp",
         )
         self.mlp.build((None, width))
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

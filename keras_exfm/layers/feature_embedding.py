@@ -15,6 +15,7 @@ from keras_exfm.layers._hashing import hash_to_rows
 from keras_exfm.layers._initializers import stacked
 from keras_exfm.layers._mlp import MLP
 from keras_exfm.layers._stack import Piece, Stack, stacks
+from keras_exfm.layers._trainable import hand_down_trainable
 from keras_exfm.layers.dynamic_ids import DynamicIds
 from keras_exfm.layers.embedding_table import (
     STORAGE_DTYPES,
@@ -248,6 +249,7 @@ class FeatureEmbedding(keras.layers.Layer):
                 name="numeric_mlp",
             )
             self.numeric_mlp.build((None, sum(f.size for f in self.schema.numeric)))
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:

@@ -10,6 +10,7 @@ from keras import ops
 from keras_exfm.layers import _checks
 from keras_exfm.layers._mlp import MLP
 from keras_exfm.layers._pairs import pair_shapes
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -92,6 +93,7 @@ class FeatureSelection(keras.layers.Layer):
             name="gate",
         )
         self.gate.build((None, context))
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Any) -> Any:

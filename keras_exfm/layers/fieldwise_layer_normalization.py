@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_exfm.layers import _checks
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -56,6 +57,7 @@ class FieldwiseLayerNormalization(keras.layers.Layer):
         self.norm.build((None, n, dim))
         self.gamma = self.add_weight(shape=(n, dim), initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=(n, dim), initializer="zeros", name="beta")
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Any) -> Any:

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_exfm.features import Schema
 from keras_exfm.layers._initializers import clone_initializer
+from keras_exfm.layers._trainable import hand_down_trainable
 from keras_exfm.layers.feature_embedding import FeatureEmbedding
 
 
@@ -96,6 +97,7 @@ class FirstOrder(keras.layers.Layer):
             self.numeric.build((None, sum(feature.size for feature in self.schema.numeric)))
         if self.use_bias:
             self.bias = self.add_weight(shape=(1,), initializer="zeros", name="bias")
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Mapping[str, Any]) -> Any:

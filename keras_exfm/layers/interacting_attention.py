@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_exfm.layers import _checks
 from keras_exfm.layers._initializers import clone_initializer
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -107,6 +108,7 @@ class InteractingAttention(keras.layers.Layer):
                 self.dropout, dtype=self.dtype_policy, name="attention_dropout"
             )
             self.attention_dropout.build((None, self.num_heads, n, n))
+        hand_down_trainable(self)
         self.built = True
 
     def _linear(self, name: str, dim: int) -> keras.layers.Layer:

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_exfm.layers import _checks
 from keras_exfm.layers._initializers import clone_initializer
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -87,6 +88,7 @@ class LogarithmicTransformation(keras.layers.Layer):
         if self.batch_norm:
             self.log_norm = self._norm("log_norm", (None, n, dim))
             self.exp_norm = self._norm("exp_norm", (None, self.neurons, dim))
+        hand_down_trainable(self)
         self.built = True
 
     def _norm(self, name: str, shape: tuple[Any, ...]) -> keras.layers.Layer:

@@ -10,6 +10,7 @@ from keras_exfm.layers import _checks
 from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.layers._mlp import MLP
 from keras_exfm.layers._pairs import pair_shapes
+from keras_exfm.layers._trainable import hand_down_trainable
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -113,6 +114,7 @@ class MaskBlock(keras.layers.Layer):
                 self.dropout, dtype=self.dtype_policy, name="dropout"
             )
             self.output_dropout.build((None, self.units))
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

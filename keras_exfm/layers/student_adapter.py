@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_exfm.layers import _checks
+from keras_exfm.layers._trainable import hand_down_trainable
 from keras_exfm.losses import known_teacher
 
 
@@ -91,6 +92,7 @@ class StudentAdapter(keras.layers.Layer):
             name="output",
         )
         self.out.build(shape)
+        hand_down_trainable(self)
         self.built = True
 
     def call(self, teacher_logit: Any) -> Any:

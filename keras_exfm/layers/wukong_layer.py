@@ -11,6 +11,7 @@ from keras_exfm.layers import _checks
 from keras_exfm.layers._column_normalization import ColumnNormalization
 from keras_exfm.layers._columns import mix_columns
 from keras_exfm.layers._initializers import clone_initializer
+from keras_exfm.layers._trainable import hand_down_trainable
 from keras_exfm.layers.factorization_machine_block import FactorizationMachineBlock
 from keras_exfm.layers.linear_compression_block import LinearCompressionBlock
 
@@ -118,6 +119,7 @@ class WukongLayer(keras.layers.Layer):
             self.residual.build((None, n, dim))
         self.norm = ColumnNormalization(self.epsilon, dtype=self.dtype_policy, name="norm")
         self.norm.build((None, dim, count))
+        hand_down_trainable(self)
         self.built = True
 
     def _linear(self, n_out: int, name: str) -> LinearCompressionBlock:

@@ -30,7 +30,7 @@ class TensorFlowRowEngine:
             start,
             shape=shape,
             dtype=layer.storage_dtype,
-            trainable=layer.trainable,
+            trainable=True,
             autocast=False,
             name="table",
             overwrite=self._overwrite,
