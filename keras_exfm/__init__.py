@@ -6,6 +6,7 @@ code: they register as soon as both `keras` and `keras_exfm` have been imported,
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -61,12 +62,23 @@ if TYPE_CHECKING:
     from keras_exfm.memory import keep_freed_memory
 
 
-def _register(_keras: object = None) -> None:
-    for name in _SERIALIZABLE:
-        importlib.import_module(f"{__name__}.{name}")
+# The packages above whose import has ended.
+_imported: set[str] = set()
 
 
-wrapt.register_post_import_hook(_register, "keras")
+def _register(module: Any) -> None:
+    """Registers our classes with Keras, once Keras and all of ours that were begun are there."""
+    _imported.add(module.__name__)
+    names = [f"{__name__}.{name}" for name in _SERIALIZABLE]
+    if any(name in sys.modules and name not in _imported for name in names):
+        # One of ours imported Keras and is not whole yet; its end calls this again.
+        return
+    for name in names:
+        importlib.import_module(name)
+
+
+for _name in ("keras", *(f"{__name__}.{name}" for name in _SERIALIZABLE)):
+    wrapt.register_post_import_hook(_register, _name)
 
 
 def __getattr__(name: str) -> Any:
