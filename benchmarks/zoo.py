@@ -275,67 +275,95 @@ def evaluate(arguments, say):
         )
     test = zoo_data.read_frappe(arguments.test)
     say(f"{arguments.test}: {len(test)} rows, {test.label.mean():.4f} of them clicks")
-    by_model = {}
+    found = {"as saved": {}, "after the Platt scaling of each run's record": {}}
     for path in paths:
         model = keras.saving.load_model(path)
-        figures = scores(test.label, predict(model, test))
-        by_model.setdefault(path.stem.split("-")[0], []).append(figures)
+        logit = predict(model, test)
+        record = read_json(path.with_suffix(".json"))
+        fitted = record["test_calibrated"]
+        both = (logit, fitted["slope"] * logit + fitted["shift"])
+        for kind, values in zip(found.values(), both):
+            kind.setdefault(record["model"], []).append(scores(test.label, values))
+        figures = found["as saved"][record["model"]][-1]
         say(f"{path.stem}: auc {figures['auc']:.5f} logloss {figures['logloss']:.4f}")
         keras.utils.clear_session()
-    print("\n" + table([row(name, by_model[name]) for name in SETTINGS if name in by_model]))
+    for title, kind in found.items():
+        rows = [row(name, kind[name]) for name in SETTINGS if name in kind]
+        print(f"\n{title}\n\n{table(rows)}")
 
 
 def row(name, figures):
     cells = {"model": name, "runs": len(figures)}
     for key in ("auc", "logloss"):
         values = np.array([f[key] for f in figures])
-        deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
-        cells[key], cells[f"{key}_std"] = float(values.mean()), float(deviation)
+        cells[key] = float(values.mean())
+        cells[f"{key}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
     return cells
 
 
 def table(rows, published=PUBLISHED["frappe_x1"]):
-    lines = ["| model | runs | AUC | LogLoss | BARS, AUC / LogLoss |", "|---|---|---|---|---|"]
+    """A Markdown table: mean, and standard deviation where there are several runs."""
+
+    def cell(r, key, digits):
+        deviation = r[f"{key}_std"]
+        return f"{r[key]:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+    lines = ["| model | runs | AUC | LogLoss | BARS: AUC / LogLoss |", "|---|---|---|---|---|"]
     for r in rows:
         bars = published.get(r["model"])
         known = f"{bars[0]:.4f} / {bars[1]:.4f}" if bars else "-"
         lines.append(
-            f"| {r['model']} | {r['runs']} | {r['auc']:.5f} ± {r['auc_std']:.5f} "
-            f"| {r['logloss']:.4f} ± {r['logloss_std']:.4f} | {known} |"
+            f"| {r['model']} | {r['runs']} | {cell(r, 'auc', 5)} | {cell(r, 'logloss', 4)} "
+            f"| {known} |"
         )
     return "\n".join(lines)
 
 
 def summarize(arguments, say):
     """Writes `benchmarks/results/zoo/<dataset>.{json,md}` from the finished runs."""
-    for dataset in PUBLISHED:
+    for dataset, published in PUBLISHED.items():
         out = arguments.runs / dataset
-        records = [read_json(p) for p in sorted(out.glob("*.json"))]
-        if not records:
+        runs = [read_json(path) for path in sorted(out.glob("*.json"))]
+        tried = [read_json(path) for path in sorted((out / "search").glob("*.json"))]
+        if not runs:
             continue
-        found = [read_json(p) for p in sorted((out / "search").glob("*.json"))]
-        summary, rows = {"dataset": dataset, "runs": [], "search": [], "models": []}, []
-        for record in records:
-            keys = ("model", "draw", "seed", "setting", "parameters", "best_epoch", "choose")
-            keys += ("test", "seconds_of_training")
-            summary["runs"].append({key: record[key] for key in keys})
-        for record in found:
-            keys = ("model", "trial", "setting", "best_epoch", "choose", "seconds_of_training")
-            summary["search"].append({key: record[key] for key in keys})
-        for name in SETTINGS:
-            own = [r["test"] for r in records if r["model"] == name]
-            if own:
-                rows.append(row(name, own))
-        summary["models"] = rows
-        summary["rows"] = records[0]["rows"]
-        summary["checksums"] = {k: v for r in records for k, v in r["checksums"].items()}
-        summary["versions"] = records[0]["versions"]
-        summary["machine"] = {"cores": os.cpu_count(), "processor": platform.machine()}
+
+        def rows(key, runs=runs):
+            by_model = {name: [r[key] for r in runs if r["model"] == name] for name in SETTINGS}
+            return [row(name, figures) for name, figures in by_model.items() if figures]
+
+        keep = ("model", "draw", "seed", "trial", "setting", "parameters", "best_epoch", "choose")
+        keep += ("test", "test_calibrated", "test_of_least_logloss", "seconds_of_training")
+
+        def short(records, keep=keep):
+            return [{key: record[key] for key in keep if key in record} for record in records]
+
+        kinds = {
+            "test": "The epoch of the best AUC, which is the saved model",
+            "test_calibrated": "The same logits after Platt scaling on the rows for choosing",
+            "test_of_least_logloss": "The epoch of the least logloss",
+        }
+        summary = {
+            "dataset": dataset,
+            "models": {key: rows(key) for key in kinds},
+            "runs": short(runs),
+            "search": short(tried),
+            "rows": runs[0]["rows"],
+            "checksums": {k: v for r in runs for k, v in r["checksums"].items()},
+            "versions": runs[0]["versions"],
+            "machine": {"cores": os.cpu_count(), "architecture": platform.machine()},
+        }
+        counts = ", ".join(f"{part} {number}" for part, number in runs[0]["rows"].items())
+        text = [f"# {dataset}: {len(runs)} runs, {len(tried)} trials", "", f"Rows: {counts}."]
+        text += [
+            "Figures are of rows that no choice has seen. Mean ± standard deviation over runs."
+        ]
+        for key, title in kinds.items():
+            text += ["", f"## {title}", "", table(rows(key), published)]
         RESULTS.mkdir(parents=True, exist_ok=True)
         write_json(RESULTS / f"{dataset}.json", rounded(summary))
-        text = table(rows, PUBLISHED[dataset])
-        (RESULTS / f"{dataset}.md").write_text(text + "\n")
-        say(f"{dataset}: {len(records)} runs, {len(found)} trials\n{text}")
+        (RESULTS / f"{dataset}.md").write_text("\n".join(text) + "\n")
+        say("\n".join(text))
 
 
 def rounded(value):
