@@ -218,8 +218,9 @@ def test_nothing_changes_outside_training():
         np.testing.assert_array_equal(value, to_numpy(variable))
 
 
-def test_an_empty_batch_changes_nothing():
-    _, embedding = make_model("rowwise_adagrad")
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_an_empty_batch_changes_nothing(storage):
+    _, embedding = make_model("rowwise_adagrad", storage_dtype=storage)
     before = [to_numpy(v) for v in embedding.dynamic_ids["article"].weights[:2]]
     batch = {name: column[:0] for name, column in next(batches(1))[0].items()}
     for training in (False, True):

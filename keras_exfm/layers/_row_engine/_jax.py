@@ -254,7 +254,8 @@ def _pack(rows: Any) -> Any:
 
 def _unpack(rows: Any, dim: int) -> Any:
     pairs = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
-    return pairs.reshape(*rows.shape[:-1], -1)[..., :dim].astype(jnp.float32)
+    pairs = pairs.reshape(*rows.shape[:-1], 2 * rows.shape[-1])
+    return pairs[..., :dim].astype(jnp.float32)
 
 
 def _mask(vectors: Any, ids: Any, rows: int) -> Any:
