@@ -88,8 +88,9 @@ class Categorical:
             the feature's own name.
         dim: Size of the feature's vectors if it should be smaller than the model's: a feature of
             little importance (Wukong section 3.2). `FeatureEmbedding` concatenates the vectors of
-            all such features and turns them into vectors of the model's size by an MLP. Defaults
-            to `None`, the model's size.
+            all such features and turns them into vectors of the model's size by an MLP. In a
+            layer whose own size is not larger it has no effect. Defaults to `None`, the model's
+            size.
         admit_after: If set, the table is dynamic, for the ids of a stream: any id is allowed, as
             if `hashed`, and gets one of the `vocabulary_size` rows after it was looked up this
             many times in training; once the table is full, ids that were not seen for long give
