@@ -28,13 +28,13 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _processes import cpu_model, keras_versions, run_worker
 
 BATCH, WIDTH, DIM = 1024, 26, 32
 SIZES = (10_000, 100_000, 1_000_000, 4_000_000, 10_000_000)
@@ -179,22 +179,9 @@ def work(args: argparse.Namespace) -> None:
         result = run_torch(optimizer, rows, head, args.steps, args.epochs)
         result["versions"] = {"torch": torch.__version__}
     else:
-        import importlib.metadata as metadata
-
         result = run_keras(contender, optimizer, rows, head, args.steps, args.epochs)
-        names = ("keras", "tensorflow-cpu", "tensorflow", "jax", "numpy")
-        result["versions"] = {n: metadata.version(n) for n in names if _installed(n)}
+        result["versions"] = keras_versions()
     print(json.dumps(result))
-
-
-def _installed(name: str) -> bool:
-    import importlib.metadata as metadata
-
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def measure(
@@ -206,27 +193,9 @@ def measure(
     slow = contender.startswith("keras") and rows >= 1_000_000
     command += ["--steps", str(10 if slow else args.steps)]
     command += ["--epochs", str(2 if slow else args.epochs)]
-    environment = {
-        **os.environ,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    if framework != "torch":
-        environment["KERAS_BACKEND"] = framework
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr[-3000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    result = run_worker(command, framework)
+    assert result is not None
+    return result
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, str, str, str, int]]:

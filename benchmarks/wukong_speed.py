@@ -34,13 +34,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata as metadata
 import itertools
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -48,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _processes import cpu_model, keras_versions, run_worker
 
 FIELDS, VOCABULARY, DIM, LAYERS, FMB, LCB, RANK = 39, 1000, 16, 3, 40, 40, 8
 MLP, HEAD = (512, 256), (512, 256)
@@ -342,17 +341,8 @@ def work(args: argparse.Namespace) -> None:
         result["versions"] = {"torch": torch.__version__}
     else:
         result = run_keras(dtype, args.steps, args.epochs)
-        names = ("keras", "tensorflow-cpu", "tensorflow", "jax", "numpy")
-        result["versions"] = {n: metadata.version(n) for n in names if _installed(n)}
+        result["versions"] = keras_versions()
     print(json.dumps(result))
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def measure(
@@ -362,31 +352,8 @@ def measure(
     python = args.torch_python if framework == "torch" else sys.executable
     command = [python, __file__, "--worker", framework, way, dtype]
     command += ["--steps", str(args.steps), "--epochs", str(args.epochs)]
-    environment = {
-        **os.environ,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "JAX_PLATFORMS": "cpu",
-        **(KEPT if memory == "kept" else {}),
-    }
-    if framework != "torch":
-        environment["KERAS_BACKEND"] = framework
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if run.returncode and way.startswith("compile"):
-        print(f"{' '.join(command)} failed:\n{run.stderr[-1500:]}", flush=True)
-        return None
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr[-3000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    settings = KEPT if memory == "kept" else None
+    return run_worker(command, framework, settings, may_fail=way.startswith("compile"))
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
