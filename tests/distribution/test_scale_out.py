@@ -1,5 +1,6 @@
 """Tables on four devices of one process, and on two processes: as on one device."""
 
+import json
 import os
 import re
 import socket
@@ -107,10 +108,10 @@ def test_training_moves_every_row_looked_up(four):
 
 
 def test_each_device_holds_its_rows_only(four):
-    shards = eval((four / "shards.txt").read_text())
+    shards = json.loads((four / "shards.json").read_text())
     assert set(shards) == {"embedding/embeddings/table", "embedding/embeddings/momentum"}
     for shapes in shards.values():
-        assert shapes == [(worker.ROWS // 4, worker.DIM)] * 4
+        assert shapes == [[worker.ROWS // 4, worker.DIM]] * 4
 
 
 def test_no_step_moves_a_table(four):

@@ -6,6 +6,7 @@
 What came out is left in the folder, for the tests to compare.
 """
 
+import json
 import os
 import re
 import sys
@@ -198,10 +199,10 @@ def four(folder: Path) -> None:
     model.optimizer.build(model.trainable_variables)
     model.load_weights(folder / "one_adam.weights.h5")
     shards = {
-        v.path: [s.data.shape for s in v.value.addressable_shards]
+        v.path: [list(s.data.shape) for s in v.value.addressable_shards]
         for v in (table_of(model).table, table_of(model).slot_momentum)
     }
-    (folder / "shards.txt").write_text(repr(shards))
+    (folder / "shards.json").write_text(json.dumps(shards))
     batch = {name: column[:BATCH] for name, column in x.items()}
     (folder / "step.txt").write_text(compiled_step(model, batch, y[:BATCH]))
     fit(model, x, y)
