@@ -33,6 +33,7 @@ RESERVED_COLUMNS = (
     "teacher_logit",
     "teacher_snapshot",
     "teacher_age_s",
+    "teacher_representation",
 )
 """Columns of the stream tables that are not features; no feature may take these names."""
 

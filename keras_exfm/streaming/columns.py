@@ -40,6 +40,13 @@ _OWN: dict[str, tuple[pa.DataType, bool, bool]] = {
     "teacher_age_s": (pa.float32(), False, True),
 }
 _TEACHER = ("teacher_logit", "teacher_snapshot", "teacher_age_s")
+# A further task or teacher has a column of its own, `label_<task>` or `teacher_logit_<name>`, which
+# may be missing and may hold nulls: not every task's label is known of every row.
+_NAMED = ("label", "teacher_logit", "teacher_age_s")
+# Vectors are stored as bytes of little-endian float16: Delta has neither half floats nor lists of
+# a fixed size, and Parquet would widen int16 and int8 to 4 bytes.
+_VECTOR = "teacher_representation"
+_SIZE_KEY = "keras_exfm.size"
 
 
 class StreamError(SchemaError):
@@ -63,12 +70,13 @@ def prepare_hour(data: Columns, hour: int, schema: Schema) -> pa.Table:
         _refuse_first(
             "hour", _integers("hour", columns.pop("hour")), lambda x: x != hour, f"the hour {hour}"
         )
-    known = {*_OWN, *schema.names}
-    unknown = sorted(set(columns) - known)
+    unknown = sorted(n for n in columns if n not in schema.names and not _is_own(n))
     if unknown:
         raise SchemaError(
             f"Unknown columns {unknown}. A stream has its features {list(schema.names)} and "
-            f"{list(RESERVED_COLUMNS)}."
+            f"{list(RESERVED_COLUMNS)}, and for further tasks and teachers label_<task>, "
+            + ", ".join(f"{name}_<name>" for name in (*_NAMED[1:], _VECTOR))
+            + "."
         )
     required = [name for name, own in _OWN.items() if not own[1] and name not in _TEACHER]
     missing = [name for name in (*required, *schema.names) if name not in columns]
@@ -87,6 +95,12 @@ def prepare_hour(data: Columns, hour: int, schema: Schema) -> pa.Table:
             stored[name] = _own_column(name, columns[name])
         elif name in _TEACHER:
             stored[name] = pa.nulls(rows, _OWN[name][0])
+    sizes = {}
+    for name in sorted(set(columns) - {*_OWN, *schema.names}):
+        if _base(name) == _VECTOR:
+            stored[name], sizes[name] = _stored_vectors(name, columns[name])
+        else:
+            stored[name] = _own_column(name, columns[name])
     timestamp = stored["timestamp"].to_numpy()
     _refuse_first(
         "timestamp",
@@ -110,7 +124,11 @@ def prepare_hour(data: Columns, hour: int, schema: Schema) -> pa.Table:
         stored[feature.name] = _stored_feature(
             columns[feature.name], feature, encoded[feature.name]
         )
-    return pa.table(stored).take(pa.array(order)).combine_chunks()
+    table = pa.table(stored)
+    for name, size in sizes.items():
+        field = table.schema.field(name).with_metadata({_SIZE_KEY: str(size)})
+        table = table.cast(table.schema.set(table.schema.get_field_index(name), field))
+    return table.take(pa.array(order)).combine_chunks()
 
 
 def raw_feature(column: pa.Array | pa.ChunkedArray, feature: Feature) -> np.ndarray:
@@ -148,12 +166,97 @@ def raw_feature(column: pa.Array | pa.ChunkedArray, feature: Feature) -> np.ndar
     return _numbers(feature.name, values).reshape(-1, feature.size)
 
 
-def own_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """A column that is no feature, for a batch: nulls of numbers become NaN, of strings ""."""
+def own_column(column: pa.Array | pa.ChunkedArray, size: int | None = None) -> np.ndarray:
+    """A column that is no feature, for a batch: nulls of numbers become NaN, of strings "".
+
+    With a `size`, a column of vectors: float32 `(rows, size)`, a missing one all NaN.
+    """
     column = _flat(column)
+    if size is not None:
+        return _vectors(column, size)
     if pa.types.is_string(column.type):
         return column.fill_null("").to_numpy(zero_copy_only=False)
     return column.to_numpy(zero_copy_only=False)
+
+
+def vector_size(field: pa.Field) -> int | None:
+    """Numbers in each vector of a stored column; `None` for a column of scalars."""
+    size = (field.metadata or {}).get(_SIZE_KEY.encode())
+    return None if size is None else int(size)
+
+
+def _base(name: str) -> str | None:
+    """The column that a further task's or teacher's column is one more of."""
+    if name == _VECTOR:
+        return _VECTOR
+    for base in (*_NAMED, _VECTOR):
+        if name.startswith(f"{base}_") and name not in _OWN and name[len(base) + 1 :]:
+            return base
+    return None
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN or _base(name) is not None
+
+
+def _vectors(column: pa.Array, size: int) -> np.ndarray:
+    known = column.is_valid().to_numpy(zero_copy_only=False)
+    held = column.drop_null()
+    rows = np.full((len(column), size), np.nan, np.float32)
+    if len(held):
+        _, offsets, data = held.buffers()
+        kind = np.int64 if pa.types.is_large_binary(held.type) else np.int32
+        ends = np.frombuffer(offsets, kind)[held.offset : held.offset + len(held) + 1]
+        wrong = np.diff(ends) != 2 * size
+        if wrong.any():
+            raise SchemaError(
+                f"Expected vectors of {size} float16 numbers, {2 * size} bytes. Received "
+                f"{int(np.diff(ends)[np.argmax(wrong)])} bytes."
+            )
+        values = np.frombuffer(data, "<f2", count=size * len(held), offset=int(ends[0]))
+        rows[known] = values.reshape(-1, size)
+    return rows
+
+
+def _stored_vectors(name: str, column: pa.Array) -> tuple[pa.Array, int]:
+    """Lists of one length as bytes of float16, null where missing, and their length."""
+    kind = column.type
+    if not (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ):
+        raise SchemaError(f"Column {name!r}: expected lists of numbers. Received type {kind}")
+    known = column.is_valid().to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(column).drop_null().to_numpy(zero_copy_only=False)
+    size = kind.list_size if pa.types.is_fixed_size_list(kind) else int(max(lengths, default=0))
+    if size == 0 or (lengths != size).any():
+        received = sorted({int(n) for n in lengths})
+        raise SchemaError(
+            f"Column {name!r}: expected vectors of one length (where every row is null, an Arrow "
+            f"fixed-size list says it). Received lengths {received}."
+        )
+    values = _numbers(name, column.flatten()).astype(np.float32).reshape(-1, size)
+    # All NaN and null both mean "no teacher"; the table has one spelling.
+    missing = np.isnan(values).all(axis=1)
+    with np.errstate(over="ignore"):
+        half = values.astype("<f2")
+    bad = ~np.isfinite(half).all(axis=1) & ~missing
+    if bad.any():
+        row = int(np.flatnonzero(known)[np.argmax(bad)])
+        raise SchemaError(
+            f"Column {name!r}: expected vectors of finite float16 numbers (up to 65504), or all "
+            f"NaN for none. Received {values[np.argmax(bad)].tolist()} in row {row} "
+            f"({int(bad.sum())} bad rows in {len(column)})."
+        )
+    known[np.flatnonzero(known)[missing]] = False
+    half = half[~missing]
+    offsets = np.concatenate([[0], np.cumsum(np.where(known, 2 * size, 0))]).astype(np.int32)
+    valid = np.packbits(known, bitorder="little").tobytes()
+    stored = pa.Array.from_buffers(
+        pa.binary(),
+        len(column),
+        [pa.py_buffer(valid), pa.py_buffer(offsets.tobytes()), pa.py_buffer(half.tobytes())],
+    )
+    return stored, size
 
 
 def _as_arrow(data: Columns) -> dict[str, pa.Array]:
@@ -260,7 +363,9 @@ def _lists(values: Any, lengths: Any) -> pa.Array:
 
 
 def _own_column(name: str, column: pa.Array) -> pa.Array:
-    kind, _, nullable = _OWN[name]
+    base = _base(name)
+    kind, _, nullable = _OWN[base or name]
+    nullable = nullable or base is not None
     if nullable and pa.types.is_null(column.type):
         return pa.nulls(len(column), kind)
     if pa.types.is_string(kind):
@@ -268,7 +373,7 @@ def _own_column(name: str, column: pa.Array) -> pa.Array:
             raise SchemaError(f"Column {name!r}: expected strings. Received type {column.type}")
     elif pa.types.is_integer(kind):
         column = pa.array(_integers(name, column))
-    elif pa.types.is_boolean(column.type) and name == "label":
+    elif pa.types.is_boolean(column.type) and (base or name) == "label":
         column = column.cast(kind)
     elif not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise SchemaError(f"Column {name!r}: expected numbers. Received type {column.type}")
@@ -277,8 +382,9 @@ def _own_column(name: str, column: pa.Array) -> pa.Array:
         raise SchemaError(f"Column {name!r}: expected a value in every row. Row {row} has none.")
     if pa.types.is_floating(kind):
         values = column.to_numpy(zero_copy_only=False).astype(kind.to_pandas_dtype())
-        check, expected = _RANGES[name]
-        _refuse_first(name, values, lambda x: ~check(x), expected)
+        check, expected = _RANGES[base or name]
+        unknown = np.isnan(values) if base == "label" else False
+        _refuse_first(name, values, lambda x: ~(check(x) | unknown), expected)
         # NaN and null both mean "no teacher"; the table has one spelling.
         return pa.array(values, kind, from_pandas=nullable)
     return _cast(name, column, kind)

@@ -56,7 +56,8 @@ def read(
         hours: First and last hour, both included; `None` leaves an end open. Defaults to all.
         vertical: Keep the rows of this vertical, or of these. Defaults to all.
         version: Table version to read. Defaults to the newest.
-        columns: Further columns, which join the labels' dict. Defaults to none.
+        columns: Further columns, which join the labels' dict; `teacher_representation` comes as
+            float32 `(batch, size)`, NaN where there is none. Defaults to none.
         pad: Whether each `"hour"` starts a new batch, or batches run on across hours to the
             `"end"`. Defaults to `"end"`.
         drop_remainder: Drop a tail (of each hour or of the stream, see `pad`) instead of padding
@@ -168,8 +169,7 @@ def read(
 
     features = {f.name: tf.TensorSpec((batch_size, *f.shape), f.dtype) for f in schema}
     labels = {
-        name: tf.TensorSpec((batch_size,), _tf_type(stream, name))
-        for name in ("label", "teacher_logit", *columns)
+        name: _tf_spec(stream, name, batch_size) for name in ("label", "teacher_logit", *columns)
     }
     dataset = tf.data.Dataset.from_generator(
         generate,
@@ -253,10 +253,12 @@ def _batches(
         yield hour, row, rest
 
 
-def _tf_type(stream: Stream, name: str) -> tf.DType:
+def _tf_spec(stream: Stream, name: str, rows: int) -> tf.TensorSpec:
     import tensorflow as tf
 
+    size = stream.vector_size(name)
+    if size is not None:
+        return tf.TensorSpec((rows, size), tf.float32)
     kind = stream.arrow_schema.field(name).type
-    if pa.types.is_string(kind):
-        return tf.string
-    return tf.as_dtype(kind.to_pandas_dtype())
+    string = pa.types.is_string(kind)
+    return tf.TensorSpec((rows,), tf.string if string else tf.as_dtype(kind.to_pandas_dtype()))

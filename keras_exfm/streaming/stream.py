@@ -14,7 +14,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keras_exfm.features import Schema, SchemaError
-from keras_exfm.streaming.columns import Columns, StreamError, own_column, prepare_hour, raw_feature
+from keras_exfm.streaming.columns import (
+    Columns,
+    StreamError,
+    own_column,
+    prepare_hour,
+    raw_feature,
+    vector_size,
+)
 
 SCHEMA_KEY = "keras_exfm.schema"
 """Table property that holds the features, `Schema.to_dict` as JSON."""
@@ -98,6 +105,10 @@ class Stream:
         """Names of the table's columns."""
         return list(self.arrow_schema.names)
 
+    def vector_size(self, column: str) -> int | None:
+        """Numbers in each vector of a column, such as `teacher_representation`; else `None`."""
+        return vector_size(self.arrow_schema.field(column))
+
     @property
     def table_id(self) -> str:
         """What tells this table from any other, wherever it is moved."""
@@ -176,10 +187,10 @@ class Stream:
                 chunk = schema.encode(
                     {f.name: raw_feature(batch.column(f.name), f) for f in schema}
                 )
+                for name in own:
+                    chunk[name] = own_column(batch.column(name), self.vector_size(name))
             except SchemaError as error:
                 raise StreamError(f"{rows}: {error}") from error
-            for name in own:
-                chunk[name] = own_column(batch.column(name))
             if not np.isin(chunk["label"], (0, 1)).all():
                 bad = chunk["label"][~np.isin(chunk["label"], (0, 1))][0]
                 raise StreamError(f"{rows}: Column 'label': expected 0 or 1. Received {bad!r}")
@@ -260,7 +271,11 @@ def write_hour(
             `timestamp`, `vertical`, `label`, the features, and as far as known `group`, `weight`,
             `true_probability`, `teacher_logit` (null or NaN for none), `teacher_snapshot`,
             `teacher_age_s`. A multi-hot column holds lists, or a `(rows, length)` array that is
-            padded with -1.
+            padded with -1. `teacher_representation`, a vector a row (null or all NaN for none), is
+            a `(rows, size)` array or an Arrow list column, kept as float16. Further tasks and
+            teachers have their own `label_<task>`, `teacher_logit_<name>`,
+            `teacher_age_s_<name>`, `teacher_representation_<name>`; nulls are allowed in all.
+            Every hour has the same columns.
         schema: The features. It is stored with the table and should be the same for every hour.
         app_id: Name of the writer. Defaults to `"keras_exfm"`.
         source: What errors call the rows, such as the file they come from. Defaults to the path
@@ -387,7 +402,8 @@ def empty_chunk(
     for name in ("label", "teacher_logit", "weight"):
         chunk[name] = np.empty(0, np.float32)
     for name in columns:
-        chunk[name] = own_column(pa.array([], stream.arrow_schema.field(name).type))
+        kind = stream.arrow_schema.field(name).type
+        chunk[name] = own_column(pa.array([], kind), stream.vector_size(name))
     return chunk
 
 
@@ -424,6 +440,12 @@ def _check_same(stream: Stream, schema: Schema, rows: pa.Schema, where: str) -> 
             raise StreamError(
                 f"{where}: mixed schema: column {name!r} is {ours_type or 'missing'}; in the "
                 f"table it is {theirs_type or 'missing'}."
+            )
+        size, held = vector_size(rows.field(name)), stream.vector_size(name)
+        if size != held:
+            raise StreamError(
+                f"{where}: mixed schema: column {name!r} holds vectors of {size} numbers; in the "
+                f"table they have {held}."
             )
 
 

@@ -136,7 +136,8 @@ def progressive_validation(
         train: `False` only predicts. Defaults to `True`.
         teacher: Whether the model takes `{"label", "teacher_logit"}` or the label alone. Defaults
             to `None`: the dict, if its class has a `compute_loss` of its own, as
-            `ExternalDistillation` has.
+            `ExternalDistillation` has. A model that names its `target_columns`, as that one does,
+            gets those of them that the stream has.
         on_window: Called after each hour is predicted and trained on, with the hour's row of
             `ValidationResult.rows` and the mean of the model's training logs (`loss`, ...) over
             the batches of the last hour trained on. Not called for an hour without rows.
@@ -199,10 +200,12 @@ def progressive_validation(
         scored = {hour: known[hour] for hour in chosen if hour < first}
     if teacher is None:
         teacher = _has_own_loss(model)
+    targets = _target_columns(model, stream, teacher)
     columns = ["example_id", *(c for c in _OPTIONAL if c in stream.columns)]
+    wanted = [*columns, *_beside(targets)]
 
     def load(hour: int) -> Arrays:
-        return read_hour(stream, hour, schema, columns=columns, vertical=vertical)
+        return read_hour(stream, hour, schema, columns=wanted, vertical=vertical)
 
     earlier = [hour for hour in chosen if hour < first]
     waiting = [h for h in earlier if h > earlier[-1] - label_lag]
@@ -224,7 +227,7 @@ def progressive_validation(
             for h in due:
                 if h != hour:
                     batches = list(_fixed(load(h), schema, batch_size))
-                logs = _train(model, batches, schema, teacher) or logs
+                logs = _train(model, batches, schema, targets) or logs
         # An hour without a row (of the vertical) has no figures.
         if on_window is not None and len(data["label"]):
             on_window(_row(hour, scored[hour]), logs)
@@ -257,9 +260,10 @@ def train_hour(
     """
     stream = as_stream(path)
     schema = schema or stream.schema
-    data = read_hour(stream, hour, schema, vertical=vertical)
+    targets = _target_columns(model, stream, _has_own_loss(model) if teacher is None else teacher)
+    data = read_hour(stream, hour, schema, columns=_beside(targets), vertical=vertical)
     batches = list(_fixed(data, schema, batch_size))
-    return _train(model, batches, schema, _has_own_loss(model) if teacher is None else teacher)
+    return _train(model, batches, schema, targets)
 
 
 def score_column(
@@ -393,14 +397,13 @@ def _predict(model: keras.Model, batch: Arrays, schema: Schema) -> np.ndarray:
 
 
 def _train(
-    model: keras.Model, batches: list[Arrays], schema: Schema, teacher: bool
+    model: keras.Model, batches: list[Arrays], schema: Schema, targets: Sequence[str] | None
 ) -> dict[str, float]:
     sums: dict[str, float] = {}
     total = 0.0
     for batch in batches:
         features = {name: batch[name] for name in schema.names}
-        label = batch["label"]
-        y = {"label": label, "teacher_logit": batch["teacher_logit"]} if teacher else label
+        y = batch["label"] if targets is None else {name: batch[name] for name in targets}
         logs = model.train_on_batch(features, y, batch["weight"], return_dict=True)
         weight = float(batch["weight"].sum())
         total += weight
@@ -413,6 +416,18 @@ def _has_own_loss(model: keras.Model) -> bool:
     import keras
 
     return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def _target_columns(model: keras.Model, stream: Stream, teacher: bool) -> list[str] | None:
+    """Keys of the dict that the model trains on; `None` if it takes the label alone."""
+    if not teacher:
+        return None
+    names = getattr(model, "target_columns", ("label", "teacher_logit"))
+    return [name for name in names if name in stream.columns]
+
+
+def _beside(targets: Sequence[str] | None) -> list[str]:
+    return [name for name in targets or () if name not in ("label", "teacher_logit")]
 
 
 def _save_predictions(folder: Path, hour: int, arrays: Arrays) -> None:
