@@ -38,8 +38,12 @@ def network(factor, units=()):
     return made
 
 
+def own_store(path):
+    return SnapshotStore(path, trusted_packages=("keras_exfm", "keras_exfm_tests"))
+
+
 def test_rotation_compiles_once_and_batches_have_one_size(tmp_path):
-    store = SnapshotStore(tmp_path)
+    store = own_store(tmp_path)
     shots = [store.publish(network(i + 1.0), i) for i in range(4)]
     scorer = KerasScorer(SCHEMA, batch_size=5)
     np.testing.assert_allclose(scorer.score(FEATURES, shots[0]), np.arange(7))
@@ -53,7 +57,7 @@ def test_rotation_compiles_once_and_batches_have_one_size(tmp_path):
 
 
 def test_another_architecture_is_loaded_anew(tmp_path):
-    store = SnapshotStore(tmp_path)
+    store = own_store(tmp_path)
     scorer = KerasScorer(SCHEMA, batch_size=8)
     one, two = store.publish(network(1.0), 1), store.publish(network(1.0, units=(3, 1)), 2)
     np.testing.assert_allclose(scorer.score(FEATURES, one), np.arange(7))
