@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keras_exfm.features import Schema, SchemaError
+from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter
 from keras_exfm.streaming.columns import (
     Columns,
     StreamError,
@@ -85,7 +88,7 @@ class Stream:
         self.version: int = table.version()
         self.schema = Schema.from_dict(json.loads(properties[SCHEMA_KEY]))
         self.arrow_schema: pa.Schema = pa.schema(table.schema().to_arrow())
-        self._filesystem = _filesystem(table.table_uri, storage_options)
+        self.filesystem = _filesystem(table.table_uri, storage_options)
         actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
         self._files: dict[int, list[str]] = {}
         self._rows: dict[int, int] = {}
@@ -113,6 +116,25 @@ class Stream:
     def table_id(self) -> str:
         """What tells this table from any other, wherever it is moved."""
         return str(self.table.metadata().id)
+
+    def files(self, hour: int) -> list[str]:
+        """Paths of an hour's files within the table."""
+        self._check_hour(hour)
+        return list(self._files[hour])
+
+    def notes(self) -> dict[int, dict[str, Any]]:
+        """What each hour's commit says of it, as far back as the log's history goes.
+
+        Returns:
+            Hour -> `rows`, `digest` (column -> checksum of its values in order), `app_id` and
+            what the writer added.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        for commit in self.table.history():
+            if NOTE_KEY in commit:
+                note = json.loads(commit[NOTE_KEY])
+                found.setdefault(note["hour"], note | {"version": commit.get("version")})
+        return found
 
     def rows(self, hour: int) -> int:
         """Number of rows of an hour, from the log alone."""
@@ -230,8 +252,8 @@ class Stream:
         name = f"{self.path}/{file}"
         start = 0
         try:
-            with self._filesystem.open_input_file(file) as source:
-                parquet = pq.ParquetFile(source)
+            with self.filesystem.open_input_file(file) as source:
+                parquet = pq.ParquetFile(source, page_checksum_verification=True)
                 lacking = [c for c in columns if c not in parquet.schema_arrow.names]
                 if lacking:
                     raise StreamError(f"{name}: the file lacks the columns {lacking}.")
@@ -250,12 +272,13 @@ class Stream:
 def write_hour(
     path: str | os.PathLike[str],
     hour: int,
-    data: Columns,
+    data: Columns | Iterable[Columns],
     schema: Schema,
     *,
     app_id: str = "keras_exfm",
     source: str | None = None,
     storage_options: dict[str, str] | None = None,
+    note: dict[str, Any] | None = None,
 ) -> bool:
     """Appends one hour to a labelled stream, all or nothing, exactly once.
 
@@ -275,12 +298,16 @@ def write_hour(
             a `(rows, size)` array or an Arrow list column, kept as float16. Further tasks and
             teachers have their own `label_<task>`, `teacher_logit_<name>`,
             `teacher_age_s_<name>`, `teacher_representation_<name>`; nulls are allowed in all.
-            Every hour has the same columns.
+            Every hour has the same columns. An hour that does not fit in memory comes as an
+            iterable of these, in the order of `(timestamp, example_id)`; that no id repeats in
+            another batch is then the caller's to see to.
         schema: The features. It is stored with the table and should be the same for every hour.
         app_id: Name of the writer. Defaults to `"keras_exfm"`.
         source: What errors call the rows, such as the file they come from. Defaults to the path
             and the hour.
         storage_options: As in `Stream`. Defaults to `None`.
+        note: Kept in the commit's metadata, as JSON, beside the row count and a digest of each
+            column (`Stream.notes`). Defaults to nothing.
 
     Returns:
         `True` if the hour was committed, `False` if this writer had committed it before.
@@ -290,27 +317,26 @@ def write_hour(
             out of range, a label that is not 0 or 1, a repeated `example_id`, a timestamp of
             another hour, no rows, or columns that differ from the table's.
     """
-    from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-    from deltalake.exceptions import CommitFailedError
+    from deltalake import DeltaTable
 
     path = os.fspath(path)
     where = source or f"{path} (hour {hour})"
+    hour = int(hour)
     stream = None
     if DeltaTable.is_deltatable(path, storage_options):
         stream = Stream(path, storage_options=storage_options)
         if _is_committed(stream, hour, app_id, where):
             return False
-    try:
-        rows = prepare_hour(data, int(hour), schema)
-    except SchemaError as error:
-        raise StreamError(f"{where}: {error}") from error
+    whole = isinstance(data, (pa.Table, pa.RecordBatch, Mapping))
+    batches = iter([data]) if whole else iter(data)
+    first = _prepare(next(batches, {}), hour, schema, where)
     if stream is None:
         if "://" not in path:
             os.makedirs(path, exist_ok=True)
         # An empty table with its schema is a valid stream: a crash right here harms nothing.
         DeltaTable.create(
             path,
-            rows.schema,
+            first.schema,
             mode="ignore",
             partition_by=["hour"],
             configuration={SCHEMA_KEY: json.dumps(schema.to_dict())},
@@ -320,19 +346,82 @@ def write_hour(
         stream = Stream(path, storage_options=storage_options)
         if _is_committed(stream, hour, app_id, where):
             return False
-    _check_same(stream, schema, rows.schema, where)
+    _check_same(stream, schema, first.schema, where)
+    writer = HourWriter(path, stream.filesystem, hour)
     try:
-        write_deltalake(
-            stream.table,
-            rows.select(stream.columns),
-            mode="append",
-            commit_properties=CommitProperties(app_transactions=[Transaction(app_id, int(hour))]),
+        last: tuple[int, int] | None = None
+        for rows in itertools.chain([first], (_prepare(b, hour, schema, where) for b in batches)):
+            if rows is not first and not _same_columns(rows.schema, first.schema):
+                _check_same(stream, schema, rows.schema, where)
+            last = _follows(rows, last, where)
+            writer.write(rows.select(stream.columns))
+        actions, about = writer.finish()
+        return _commit(stream, actions, about | (note or {}), app_id, where, storage_options)
+    except BaseException:
+        # A commit that ended in an error may have been one all the same.
+        with contextlib.suppress(StreamError):
+            if set(writer.files) & set(Stream(path, None, storage_options).files(hour)):
+                raise
+        writer.abandon()
+        raise
+
+
+def _prepare(data: Columns, hour: int, schema: Schema, where: str) -> pa.Table:
+    try:
+        return prepare_hour(data, hour, schema)
+    except SchemaError as error:
+        raise StreamError(f"{where}: {error}") from error
+
+
+def _follows(rows: pa.Table, last: tuple[int, int] | None, where: str) -> tuple[int, int]:
+    """The last row's place, after a check that the first one's comes after `last`."""
+    keys = [rows.column(name) for name in ("timestamp", "example_id")]
+    first = keys[0][0].as_py(), keys[1][0].as_py()
+    if last is not None and first <= last:
+        raise StreamError(
+            f"{where}: batches of an hour come in the order of (timestamp, example_id). Received "
+            f"{first} after {last}."
+        )
+    return keys[0][-1].as_py(), keys[1][-1].as_py()
+
+
+def _commit(
+    stream: Stream,
+    actions: list[Any],
+    note: dict[str, Any],
+    app_id: str,
+    where: str,
+    storage_options: dict[str, str] | None,
+) -> bool:
+    from deltalake import CommitProperties, Transaction
+    from deltalake.exceptions import CommitFailedError, DeltaError
+
+    hour = note["hour"]
+    try:
+        stream.table.create_write_transaction(
+            actions,
+            "append",
+            stream.table.schema(),
+            partition_by=["hour"],
+            commit_properties=CommitProperties(
+                custom_metadata={NOTE_KEY: json.dumps(note)},
+                app_transactions=[Transaction(app_id, hour)],
+            ),
         )
     except CommitFailedError as error:
         # Another writer was faster; its commit decides.
-        if _is_committed(Stream(path, storage_options=storage_options), hour, app_id, where):
+        now = Stream(stream.path, storage_options=storage_options)
+        ours = {action.path for action in actions}
+        if ours & set(now.files(hour) if hour in now.hours else ()):
+            return True
+        if _is_committed(now, hour, app_id, where):
+            filesystem = stream.filesystem
+            for path in ours:
+                filesystem.delete_file(path)
             return False
         raise StreamError(f"{where}: the commit failed: {error}") from error
+    except (DeltaError, OSError) as error:
+        raise StreamError(f"{stream.path}/_delta_log: the commit failed: {error}") from error
     return True
 
 
@@ -447,6 +536,10 @@ def _check_same(stream: Stream, schema: Schema, rows: pa.Schema, where: str) -> 
                 f"{where}: mixed schema: column {name!r} holds vectors of {size} numbers; in the "
                 f"table they have {held}."
             )
+
+
+def _same_columns(ours: pa.Schema, theirs: pa.Schema) -> bool:
+    return ours.equals(theirs, check_metadata=True)
 
 
 def _same_type(ours: pa.DataType, theirs: pa.DataType) -> bool:

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from deltalake import DeltaTable, write_deltalake
 
 import keras_exfm as kx
 from keras_exfm.features import SchemaError, fold_ids
-from keras_exfm.streaming import Stream, StreamError, hours, read_hour, write_hour
+from keras_exfm.streaming import Stream, StreamError, _hour_writer, hours, read_hour, write_hour
 from tests.streaming.samples import HOUR, hour_rows, schema
 
 
@@ -174,33 +175,82 @@ def test_repeated_commit_changes_nothing(path):
 
 def test_two_writers_that_race_leave_one_copy(path, monkeypatch):
     write_hour(path, 1, hour_rows(1), schema())
-    import deltalake
-
-    real = deltalake.write_deltalake
+    real = DeltaTable.create_write_transaction
 
     def late(table, *args, **kwargs):
-        monkeypatch.setattr(deltalake, "write_deltalake", real)
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", real)
         assert write_hour(path, 2, hour_rows(2), schema()) is True
         return real(table, *args, **kwargs)
 
-    monkeypatch.setattr(deltalake, "write_deltalake", late)
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", late)
     assert write_hour(path, 2, hour_rows(2), schema()) is False
     assert Stream(path).rows(2) == 10
+    # The loser's file is gone.
+    assert len(parquet_files(path)) == 2
+
+
+def test_an_error_after_the_commit_leaves_its_files(path, monkeypatch):
+    write_hour(path, 1, hour_rows(1), schema())
+    real = DeltaTable.create_write_transaction
+
+    def broken(table, *args, **kwargs):
+        real(table, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", broken)
+    with pytest.raises(KeyboardInterrupt):
+        write_hour(path, 2, hour_rows(2), schema())
+    assert read_hour(path, 2)["label"].shape == (10,)
 
 
 def test_a_crash_between_creation_and_the_first_commit_is_repaired(path, monkeypatch):
-    import deltalake
-
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(deltalake, "write_deltalake", killed)
+        patch.setattr(DeltaTable, "create_write_transaction", killed)
         with pytest.raises(KeyboardInterrupt):
             write_hour(path, 1, hour_rows(1), schema())
     assert hours(path) == []
     assert write_hour(path, 1, hour_rows(1), schema()) is True
     assert hours(path) == [1]
+
+
+def test_an_hour_in_batches_is_that_of_the_whole(path, tmp_path, monkeypatch):
+    data = hour_rows(1, 60)
+    order = np.lexsort((data["example_id"], data["timestamp"]))
+    batches = [
+        {name: [column[i] for i in part] for name, column in data.items()}
+        for part in np.split(order, [7, 20, 21])
+    ]
+    monkeypatch.setattr(_hour_writer, "_FILE_BYTES", 4000)
+    assert write_hour(path, 1, iter(batches), schema()) is True
+    other = str(tmp_path / "other")
+    write_hour(other, 1, data, schema())
+    assert len(parquet_files(path)) > 1
+    assert Stream(path).rows(1) == 60
+    columns = ("example_id", "timestamp", "vertical", "group")
+    got, expected = read_hour(path, 1, columns=columns), read_hour(other, 1, columns=columns)
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+    # The digests in the log do not depend on the cut.
+    one, two = Stream(path).notes()[1], Stream(other).notes()[1]
+    assert one["rows"] == 60
+    assert one["digest"] == two["digest"]
+    assert set(one["digest"]) == {*data, "teacher_snapshot", "teacher_age_s"}
+    with pytest.raises(StreamError, match="in the order of"):
+        write_hour(path, 2, [hour_rows(2, 5, seed=1), hour_rows(2, 5, seed=2)], schema())
+    assert hours(path) == [1]
+
+
+def test_a_flipped_bit_is_found(path):
+    write_hour(path, 1, hour_rows(1, 2000), schema())
+    (file,) = parquet_files(path)
+    content = bytearray(Path(file).read_bytes())
+    content[len(content) // 3] ^= 4
+    Path(file).write_bytes(content)
+    with pytest.raises(StreamError, match=rf"{os.path.basename(file)}: cannot read the Parquet"):
+        read_hour(path, 1)
 
 
 def bad(name, row, value):
