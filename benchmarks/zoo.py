@@ -241,11 +241,12 @@ def search(arguments, say):
 
 
 def train(arguments, say):
-    """Every model, draw and seed; seeds come last, so that all models get their first early."""
+    """Every model, draw and seed; a first round has every draw once, each with another seed."""
     out = arguments.runs / arguments.dataset
-    for seed in arguments.seeds:
-        for draw in draws_of(arguments.dataset, arguments):
-            data = None
+    draws, seeds = draws_of(arguments.dataset, arguments), arguments.seeds
+    for turn in range(min(arguments.rounds or len(seeds), len(seeds))):
+        for i, draw in enumerate(draws):
+            seed, data = seeds[(turn + i) % len(seeds)], None
             for name in arguments.models:
                 target = out / f"{name}-{draw}-{seed}"
                 setting, found, path = chosen(out, arguments.dataset, name)
@@ -383,6 +384,7 @@ def main():
     parser.add_argument("--models", default=",".join(SETTINGS))
     parser.add_argument("--draws", default=",".join(map(str, zoo_data.DRAWS)))
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--rounds", type=int, help="of training; default: one for each seed")
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--backend", choices=("tensorflow", "jax"), default="tensorflow")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "zoo")

@@ -76,6 +76,8 @@ class Wukong(RankingModel):
         attention_units: See `FactorizationMachineBlock`. Defaults to `(64,)`.
         dropout: Dropout rate after each hidden layer of the FMBs' MLPs. Defaults to `0.0`.
         head_dropout: Dropout rate after each ReLU layer of the head. Defaults to `0.0`.
+        head_batch_norm: BatchNorm before each ReLU of the head; not in the paper, of use on small
+            sets in many epochs. Defaults to `False`.
         numeric_units: See `FeatureEmbedding`. Defaults to `(64,)`.
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
@@ -119,6 +121,7 @@ class Wukong(RankingModel):
         attention_units: tuple[int, ...] | list[int] = (64,),
         dropout: float = 0.0,
         head_dropout: float = 0.0,
+        head_batch_norm: bool = False,
         numeric_units: tuple[int, ...] | list[int] = (64,),
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
@@ -165,7 +168,7 @@ class Wukong(RankingModel):
                 name=f"wukong-layer-{i}",
             )(x)
         x = keras.layers.Flatten(dtype=dtype, name="flat-interactions")(x)
-        x = dnn(x, head_units, "head", head_dropout, False, dtype, last=REPRESENTATION)
+        x = dnn(x, head_units, "head", head_dropout, head_batch_norm, dtype, last=REPRESENTATION)
         outputs = summed_logit(x, [])
         super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
 
@@ -182,6 +185,7 @@ class Wukong(RankingModel):
         self.attention_units = attention_units
         self.dropout = dropout
         self.head_dropout = head_dropout
+        self.head_batch_norm = head_batch_norm
         self.numeric_units = numeric_units
         self.numeric_embeddings = numeric_embeddings
         self.embeddings_initializer = embedding.embeddings_initializer
@@ -204,6 +208,7 @@ class Wukong(RankingModel):
             "attention_units": plain(self.attention_units),
             "dropout": self.dropout,
             "head_dropout": self.head_dropout,
+            "head_batch_norm": self.head_batch_norm,
             "numeric_units": plain(self.numeric_units),
             "numeric_embeddings": self.numeric_embeddings,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),

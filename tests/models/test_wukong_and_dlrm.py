@@ -147,6 +147,15 @@ def test_dlrm_with_batch_norm():
     assert [path.split("/")[0] for path in moving] == ["top-norm-0"] * 2 + ["top-norm-1"] * 2
 
 
+def test_wukong_with_batch_norm_in_the_head():
+    plain = make_wukong(head_units=(5, 4))
+    model = make_wukong(head_units=(5, 4), head_batch_norm=True)
+    assert model.count_params() == plain.count_params() + 4 * (5 + 4)
+    moving = [v.path for v in model.non_trainable_variables if "moving" in v.path]
+    assert [path.split("/")[0] for path in moving] == ["head-norm-0"] * 2 + ["head-norm-1"] * 2
+    assert type(model).from_config(model.get_config()).head_batch_norm is True
+
+
 @pytest.mark.parametrize("case", CASES)
 class TestEveryForm:
     def test_restatement(self, case):
