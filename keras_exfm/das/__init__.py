@@ -1,5 +1,8 @@
 """The data augmentation service: teacher snapshots, scoring, the join of labels."""
 
+from keras_exfm.das.job import Job, JobError
+from keras_exfm.das.kafka_sink import KafkaSink
+from keras_exfm.das.kafka_source import KafkaProgress, KafkaSource
 from keras_exfm.das.scorers import (
     CallableScorer,
     EntryPointScorer,
@@ -12,12 +15,18 @@ from keras_exfm.das.scorers import (
 )
 from keras_exfm.das.service import DataAugmentationService, HourReport
 from keras_exfm.das.snapshots import Snapshot, SnapshotError, SnapshotStore
+from keras_exfm.das.worker import Step, Worker
 
 __all__ = [
     "CallableScorer",
     "DataAugmentationService",
     "EntryPointScorer",
     "HourReport",
+    "Job",
+    "JobError",
+    "KafkaProgress",
+    "KafkaSink",
+    "KafkaSource",
     "KerasScorer",
     "OnnxScorer",
     "SavedModelScorer",
@@ -26,5 +35,7 @@ __all__ = [
     "SnapshotError",
     "SnapshotScorer",
     "SnapshotStore",
+    "Step",
     "TeacherTimeout",
+    "Worker",
 ]
