@@ -1,5 +1,6 @@
 """External distillation: a student trained on labels and on a teacher's logged predictions."""
 
 from keras_exfm.distillation.external_distillation import ExternalDistillation
+from keras_exfm.distillation.teacher_branch import TeacherBranch
 
-__all__ = ["ExternalDistillation"]
+__all__ = ["ExternalDistillation", "TeacherBranch"]

@@ -1,4 +1,4 @@
-"""Step 1 of ExFM's Algorithm 1: the student adapter's own update.
+"""Step 1 of ExFM's Algorithm 1: the student adapters' own update.
 
 The only code of the package that must know the backend: Keras gives a model one optimizer, and
 its `train_step` has another signature on JAX, where the state goes in and out by hand.
@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_exfm.distillation import _targets
-
 if TYPE_CHECKING:
     from keras_exfm.distillation.external_distillation import ExternalDistillation
 
 
 def tensorflow_step(model: ExternalDistillation, data: Any) -> None:
-    """Updates the adapter's variables in place."""
+    """Updates the adapters' variables in place."""
     import tensorflow as tf
 
     variables = model.adapter_variables
-    targets = _targets.unpack(data)
+    targets = model.unpack_targets(data)
+    model.observe_adapters(targets)
     # The variables are frozen for the main optimizer, hence watched by hand.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         for variable in variables:
@@ -32,16 +31,21 @@ def tensorflow_step(model: ExternalDistillation, data: Any) -> None:
 
 
 def jax_step(model: ExternalDistillation, state: tuple[list, ...], data: Any) -> tuple[list, ...]:
-    """The training state with the adapter's variables and its optimizer's updated."""
+    """The training state with the adapters' variables and their optimizer's updated."""
     import jax
 
     trainable, non_trainable, *rest = state
     optimizer = model.adapter_optimizer
-    position = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
+    targets = model.unpack_targets(data)
+    state_of = model.non_trainable_variables
+    with keras.StatelessScope(state_mapping=list(zip(state_of, non_trainable))) as scope:
+        model.observe_adapters(targets)
+    non_trainable = [scope.get_current_value(v) for v in state_of]
+
+    position = {id(v): i for i, v in enumerate(state_of)}
     own = [position[id(v)] for v in model.adapter_variables]
     slots = [position[id(v)] for v in optimizer.variables]
     slot_values = [non_trainable[i] for i in slots]
-    targets = _targets.unpack(data)
 
     def loss(values: list) -> Any:
         mapping = [
@@ -53,7 +57,6 @@ def jax_step(model: ExternalDistillation, state: tuple[list, ...], data: Any) ->
 
     values = [non_trainable[i] for i in own]
     values, slot_values = optimizer.stateless_apply(slot_values, jax.grad(loss)(values), values)
-    non_trainable = list(non_trainable)
     for i, value in zip([*own, *slots], [*values, *slot_values]):
         non_trainable[i] = value
     return (trainable, non_trainable, *rest)

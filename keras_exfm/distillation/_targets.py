@@ -8,18 +8,40 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-KEYS = ("label", "teacher_logit")
+
+class Columns(NamedTuple):
+    """The keys that a model reads from `y`."""
+
+    labels: dict[str | None, str]
+    """Task -> key; the one task of a simple student is `None`."""
+    scalars: tuple[str, ...]
+    """Keys of `(batch,)` columns of the teachers; each may be missing from a batch."""
+    vectors: dict[str, int]
+    """Keys of `(batch, size)` columns of the teachers -> size; each may be missing."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All keys."""
+        return (*self.labels.values(), *self.scalars, *self.vectors)
+
+
+class Label(NamedTuple):
+    """One task's label in a batch, in float32 and in fixed shapes."""
+
+    value: Any
+    """`(batch, 1)`."""
+    weight: Any
+    """`(batch,)` or `None`: weight of the rows, 0 where the task's label is unknown."""
+    row_weight: Any
+    """`(batch,)` or `None`: the same without regard to whether the label is known."""
 
 
 class Targets(NamedTuple):
-    """The targets of a batch, in float32 and in fixed shapes."""
+    """The targets of a batch."""
 
-    label: Any
-    """`(batch, 1)`."""
-    teacher_logit: Any
-    """`(batch, 1)`, NaN where the teacher is missing or the row is padding."""
-    weight: Any
-    """`(batch,)` or `None`."""
+    labels: dict[str | None, Label]
+    teachers: dict[str, Any]
+    """Key -> `(batch, 1)` or `(batch, size)` float32, NaN where missing or the row is padding."""
 
 
 def _column(name: str, value: Any) -> Any:
@@ -32,42 +54,74 @@ def _column(name: str, value: Any) -> Any:
     raise ValueError(f"`{name}` should have shape (batch,) or (batch, 1). Received: shape={shape}")
 
 
-def split(y: Any, sample_weight: Any) -> Targets:
-    """Label, teacher logit and weight of a batch.
+def _vectors(name: str, value: Any, size: int) -> Any:
+    value = ops.cast(ops.convert_to_tensor(value), "float32")
+    if len(value.shape) != 2 or value.shape[1] != size:
+        raise ValueError(
+            f"`{name}` should have shape (batch, {size}). Received: shape={tuple(value.shape)}"
+        )
+    return value
+
+
+def _expected(columns: Columns) -> str:
+    keys = ", ".join(f'"{name}": ...' for name in columns.names)
+    alone = ", or the labels alone" if len(columns.labels) == 1 else ""
+    return f"`y` should be a dict {{{keys}}}, the teachers' keys optional{alone}"
+
+
+def split(y: Any, sample_weight: Any, columns: Columns) -> Targets:
+    """Labels, teachers' columns and weights of a batch.
 
     Rows of weight 0 are padding: whatever stands in their label or teacher is replaced, because
     `0 * NaN` is NaN.
     """
-    if isinstance(y, Mapping):
-        unknown = sorted(set(y) - set(KEYS))
-        if "label" not in y or unknown:
-            raise ValueError(
-                '`y` should be a dict {"label": ..., "teacher_logit": ...}, the second key '
-                f"optional, or the labels alone. Received: keys={sorted(y)}"
-            )
-        label, teacher = _column("label", y["label"]), y.get("teacher_logit")
-    elif y is None or isinstance(y, (list, tuple)):
-        raise ValueError(
-            '`y` should be a dict {"label": ..., "teacher_logit": ...} or the labels alone. '
-            f"Received: y of type {type(y).__name__}"
-        )
-    else:
-        label, teacher = _column("label", y), None
-    nan = ops.full_like(label, float("nan"))
-    teacher = nan if teacher is None else _column("teacher_logit", teacher)
-    if sample_weight is None:
-        return Targets(label, teacher, None)
+    keys = list(columns.labels.values())
+    if not isinstance(y, Mapping):
+        if y is None or isinstance(y, (list, tuple)) or len(keys) > 1:
+            raise ValueError(f"{_expected(columns)}. Received: y of type {type(y).__name__}")
+        y = {keys[0]: y}
+    unknown = sorted(set(y) - set(columns.names))
+    if unknown or any(key not in y for key in keys):
+        raise ValueError(f"{_expected(columns)}. Received: keys={sorted(y)}")
+    labels: dict[str | None, Label] = {}
+    used = None
+    for task, key in columns.labels.items():
+        value, weight = _column(key, y[key]), _weight(sample_weight, key)
+        if weight is not None:
+            real = weight > 0
+            used = real if used is None else ops.logical_or(used, real)
+            value = ops.where(real, value, ops.zeros_like(value))
+        row_weight = weight
+        if len(keys) > 1:
+            known = ops.logical_not(ops.isnan(value))
+            value = ops.where(known, value, ops.zeros_like(value))
+            known = ops.cast(known, "float32")
+            weight = known if weight is None else known * weight
+        labels[task] = Label(value, *(w if w is None else w[:, 0] for w in (weight, row_weight)))
+    teachers = {}
+    for name in (*columns.scalars, *columns.vectors):
+        size = columns.vectors.get(name, 1)
+        if y.get(name) is None:
+            nan = ops.full_like(next(iter(labels.values())).value, float("nan"))
+            value = ops.repeat(nan, size, axis=1)
+        elif name in columns.vectors:
+            value = _vectors(name, y[name], size)
+        else:
+            value = _column(name, y[name])
+        if used is not None:
+            value = ops.where(used, value, ops.full_like(value, float("nan")))
+        teachers[name] = value
+    return Targets(labels, teachers)
+
+
+def _weight(sample_weight: Any, key: str) -> Any:
     if isinstance(sample_weight, Mapping):
         # Keras copies the one weight array of `fit(x, y, sample_weight=...)` to every key of `y`.
-        sample_weight = sample_weight["label"]
-    weight = _column("sample_weight", sample_weight)
-    used = weight > 0
-    label = ops.where(used, label, ops.zeros_like(label))
-    teacher = ops.where(used, teacher, nan)
-    return Targets(label, teacher, ops.squeeze(weight, -1))
+        sample_weight = sample_weight.get(key)
+    return None if sample_weight is None else _column("sample_weight", sample_weight)
 
 
-def unpack(data: Any) -> Targets:
+def unpack(data: Any, columns: Columns) -> Targets:
     """The targets of `(x, y, sample_weight)`, as `train_step` receives it."""
     _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    return split(y, sample_weight)
+    return split(y, sample_weight, columns)

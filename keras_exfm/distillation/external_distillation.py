@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_exfm.distillation import _adapter_step, _targets
-from keras_exfm.layers import AuxiliaryHead, StudentAdapter
-from keras_exfm.losses import TeacherCrossentropy, known_teacher
-from keras_exfm.losses import _checks as _loss_checks
+from keras_exfm.distillation.teacher_branch import TeacherBranch, serialize_unbuilt
+from keras_exfm.layers import AuxiliaryHead, RepresentationHead, StudentAdapter, TeacherGate
+from keras_exfm.losses import known_teacher
 
-
-def _instance(name: str, value: Any, cls: type) -> Any:
-    if value is not None and not isinstance(value, cls):
-        raise ValueError(f"`{name}` should be a {cls.__name__} or None. Received: {name}={value!r}")
-    return value
+_PARTS = ("auxiliary_head", "student_adapter", "adapter_head", "representation_head", "gate")
 
 
 def _check_tensor(name: str, value: Any) -> None:
@@ -35,6 +31,41 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()
+
+
+def _output(name: str, task: str | None) -> str:
+    return name if task is None else f"{name}_{task}"
+
+
+def _serving_logit(y_pred: Any) -> tuple[Any, bool]:
+    """The serving logit (a dict with several tasks), and whether the heads' outputs are beside."""
+    if isinstance(y_pred, Mapping) and "logit" in y_pred:
+        return y_pred["logit"], True
+    return y_pred, False
+
+
+def _branches(teachers: Any, tasks: list[str | None]) -> list[TeacherBranch]:
+    branches = list(teachers)
+    if not branches or not all(isinstance(b, TeacherBranch) for b in branches):
+        raise ValueError(
+            f"`teachers` should be one TeacherBranch or more in a list. Received: {teachers!r}"
+        )
+    names = [branch.teacher for branch in branches]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`teachers` should differ in their names. Received: {names}")
+    strangers = [branch.task for branch in branches if branch.task not in tasks]
+    if strangers:
+        raise ValueError(
+            f"Every teacher's `task` should be one of the student's, {tasks}. Received: {strangers}"
+        )
+    parts = [id(layer) for branch in branches for layer in branch.parts]
+    if len(set(parts)) < len(parts):
+        raise ValueError("`teachers` should have layers of their own. Received a layer twice.")
+    return branches
+
+
 @keras.saving.register_keras_serializable(package="keras_exfm")
 class ExternalDistillation(keras.Model):
     """Trains a student on labels and on the logged predictions of an external teacher.
@@ -49,9 +80,11 @@ class ExternalDistillation(keras.Model):
              + w * h(D(g_beta(x)), min(alpha sigmoid(t), 1))    auxiliary_loss
              + h(SA(t), y)                                  adapter_loss
              + h(D2(g_beta(x)), sg(sigmoid(SA(t))))         adapter_head_loss
+             + w_r * (V(g_beta(x)) - standardised r) ** 2   representation_loss
              + shared_head_weight * h(z_S, sigmoid(t))      shared_head_loss
 
-    with the terms whose parts were given. The stopped gradient makes one summed loss give every
+    with the terms whose parts were given (`V`, the representation head, learns the vector `r` that
+    the teacher logged). The stopped gradient makes one summed loss give every
     weight the gradient that ExFM's Algorithm 1 gives it: the serving head learns from labels
     alone, the adapter from its own loss alone, and the teacher reaches the shared representation.
     Algorithm 1 also has an order: the adapter moves first and the student then sees the moved
@@ -62,6 +95,17 @@ class ExternalDistillation(keras.Model):
     vanilla distillation, one head for both targets (ExFM Eq. 2; its form is not public in full,
     this is the usual one). It may be combined with the heads.
 
+    **A gate** (an addition to the paper) multiplies what the teacher sends into `x` by a factor in
+    0..1 that is 0 while the teacher, adapted, predicts this student's labels no better than the
+    student itself does; see `keras_exfm.layers.TeacherGate`.
+
+    **Several teachers** come as `teachers`, a `TeacherBranch` each, with their own heads, adapter
+    and gate; a branch named `large` reads `teacher_logit_large` and logs `auxiliary_loss_large`.
+    **Several tasks** come as a dict of logits, `{"click": ..., "conversion": ...}`: the labels are
+    then `label_click` and `label_conversion`, NaN where a task's label is not known (the row counts
+    for the other tasks), each branch belongs to a `task`, and predictions, serving model, `loss`
+    and `metrics` of `compile` are dicts by task.
+
     **Weights and missing teachers.** Each term is `sum_i(weight_i * known_i * h_i) / batch`: the
     same divisor as the label's loss, so a row without a teacher adds nothing and the other rows
     do not grow. A row of weight 0 is padding and never matters, whatever its label or teacher. If
@@ -70,31 +114,40 @@ class ExternalDistillation(keras.Model):
 
     **Logs.** `fit` reports `loss`, its terms under the names above (`label_loss` includes the
     student's regularization losses), `clipped_labels` (share of the rows with a teacher whose
-    scaled label hit 1) and `teacher_coverage` (share of rows with a teacher). `evaluate` looks at
-    the serving head only: its `loss` equals its `label_loss`. With `strict=True`, `adapter_loss`
+    scaled label hit 1), `teacher_coverage` (share of rows with a teacher) and `teacher_gate` (mean
+    factor of the gate). `evaluate` looks at the serving head only: its `loss` equals its
+    `label_loss`. With `strict=True`, `adapter_loss`
     and the targets come after the adapter's move.
 
     Args:
         inputs: Symbolic inputs of the student, as in `keras.Model(inputs, outputs)`.
-        logit: Symbolic serving logit, `(batch, 1)`, before any sigmoid.
+        logit: Symbolic serving logit, `(batch, 1)`, before any sigmoid; or a dict of them by task.
         representation: Symbolic input of the heads, `(batch, features)`; in most students what
-            the last Dense reads. Needed if there is a head. Defaults to `None`.
+            the last Dense reads. A dict by task, if tasks have their own. Needed if there is a
+            head. Defaults to `None`.
         auxiliary_head: `keras_exfm.layers.AuxiliaryHead` for the teacher's label.
             Defaults to `None`.
         student_adapter: `keras_exfm.layers.StudentAdapter`. Defaults to `None`.
         adapter_head: `AuxiliaryHead` for the adapter's label. Defaults to `None`: if there is an
             adapter, a head with the `units`, `gradient_scale` and dtype of `auxiliary_head` (of
             a fresh `AuxiliaryHead` without one), and no label scale or loss weight.
-        shared_head_weight: Weight of the teacher's label in the serving head itself.
+        shared_head_weight: Weight of the teacher's label in the serving head itself; a number, or
+            a `LearningRateSchedule` of Keras, which is read at the number of steps that this model
+            was trained (as the heads' `loss_weight` and `gradient_scale` are).
             Defaults to `0.0`.
         strict: Whether to train in the order of Algorithm 1. Defaults to `False`.
+        representation_head: `keras_exfm.layers.RepresentationHead` for the teacher's vector,
+            `y["teacher_representation"]`. Defaults to `None`.
+        gate: `keras_exfm.layers.TeacherGate`. Defaults to `None`: none.
+        teachers: `TeacherBranch`es, in place of the parts above: for several teachers or tasks.
+            Defaults to `None`: one branch, of those parts.
         **kwargs: `name`, `dtype` and `trainable` of `keras.Model`.
 
     Call arguments:
         inputs: As the student's.
-        training: If `True`, returns a dict of all logits, `"logit"`, `"auxiliary"` and
-            `"adapter_head"`, else the serving logit alone, at the student's cost.
-            Defaults to `False`.
+        training: If `True`, returns a dict of all outputs, `"logit"`, `"auxiliary"`,
+            `"adapter_head"` and `"representation"`, else the serving logit alone, at the student's
+            cost. Defaults to `False`.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -134,78 +187,161 @@ class ExternalDistillation(keras.Model):
         auxiliary_head: AuxiliaryHead | None = None,
         student_adapter: StudentAdapter | None = None,
         adapter_head: AuxiliaryHead | None = None,
-        shared_head_weight: float = 0.0,
+        shared_head_weight: Any = 0.0,
         strict: bool = False,
+        representation_head: RepresentationHead | None = None,
+        gate: TeacherGate | None = None,
+        teachers: Sequence[TeacherBranch] | None = None,
         **kwargs: Any,
     ) -> None:
         # The student converts every input to the dtype that its `Input` declares. Autocasting here
         # would round float features to bfloat16 on the way.
         super().__init__(autocast=False, **kwargs)
-        _check_tensor("logit", logit)
-        if len(logit.shape) != 2 or logit.shape[1] != 1:
+        logits = dict(logit) if isinstance(logit, Mapping) else {None: logit}
+        if not logits or not all(t is None or _is_name(t) for t in logits):
             raise ValueError(
-                f"`logit` should have shape (batch, 1). Received: shape={tuple(logit.shape)}"
+                "`logit` should be a tensor or a dict of tensors by task (Python identifiers). "
+                f"Received: tasks={list(logits)}"
             )
-        self.auxiliary_head = _instance("auxiliary_head", auxiliary_head, AuxiliaryHead)
-        self.student_adapter = _instance("student_adapter", student_adapter, StudentAdapter)
-        if student_adapter is None and (adapter_head is not None or strict):
-            raise ValueError(
-                "`adapter_head` and `strict=True` need a `student_adapter`. Received: "
-                f"adapter_head={adapter_head!r}, strict={strict!r}, student_adapter=None"
-            )
-        if student_adapter is not None and adapter_head is None:
-            like = auxiliary_head if auxiliary_head is not None else AuxiliaryHead()
-            adapter_head = AuxiliaryHead(
-                units=like.units,
-                gradient_scale=like.gradient_scale,
-                dtype=like.dtype_policy,
-                name="adapter_head",
-            )
-        self.adapter_head = _instance("adapter_head", adapter_head, AuxiliaryHead)
-        if adapter_head is not None and adapter_head is auxiliary_head:
-            raise ValueError("`auxiliary_head` and `adapter_head` should be two layers.")
-        self.shared_head_weight = _loss_checks.scale("shared_head_weight", shared_head_weight)
+        for tensor in logits.values():
+            _check_tensor("logit", tensor)
+            if len(tensor.shape) != 2 or tensor.shape[1] != 1:
+                raise ValueError(
+                    f"`logit` should have shape (batch, 1). Received: shape={tuple(tensor.shape)}"
+                )
+        self.tasks = list(logits)
+        parts = dict(zip(_PARTS, (auxiliary_head, student_adapter, adapter_head)))
+        parts |= {"representation_head": representation_head, "gate": gate}
+        self._simple = teachers is None
+        if teachers is None:
+            used = [*parts.values(), shared_head_weight or None]
+            if self._several and any(part is not None for part in used):
+                raise ValueError(
+                    "With several tasks the teachers' parts come as `teachers`, a TeacherBranch "
+                    f"each. Received: tasks={self.tasks} and parts of a single teacher"
+                )
+            self.branches = [
+                TeacherBranch(
+                    task=task, **parts, shared_head_weight=shared_head_weight, name="teacher"
+                )
+                for task in self.tasks[:1]
+            ]
+        else:
+            given = [name for name, part in parts.items() if part is not None]
+            if given or shared_head_weight:
+                raise ValueError(
+                    "`teachers` takes the place of the parts of a single teacher. Received both: "
+                    f"{given or ['shared_head_weight']}"
+                )
+            self.branches = _branches(teachers, self.tasks)
         if not isinstance(strict, bool):
             raise ValueError(f"`strict` should be a bool. Received: strict={strict!r}")
+        if strict and not self._adapters:
+            raise ValueError(
+                "`strict=True` needs a `student_adapter`. Received: "
+                f"strict={strict!r}, student_adapter=None"
+            )
         self.strict = strict
 
-        outputs = {"logit": logit}
-        if representation is not None:
-            _check_tensor("representation", representation)
-            outputs["representation"] = representation
-        elif self.auxiliary_head is not None or self.adapter_head is not None:
+        outputs = {_output("logit", task): tensor for task, tensor in logits.items()}
+        if isinstance(representation, Mapping):
+            if set(representation) != set(self.tasks):
+                raise ValueError(
+                    f"`representation` should have the tasks {self.tasks}. "
+                    f"Received: {list(representation)}"
+                )
+            own = {_output("representation", task): t for task, t in representation.items()}
+        else:
+            own = {} if representation is None else {"representation": representation}
+        for tensor in own.values():
+            _check_tensor("representation", tensor)
+        if not own and any(branch.heads for branch in self.branches):
             raise ValueError(
                 "A head needs a `representation` to stand on. Received: representation=None"
             )
-        self.student = keras.Model(inputs, outputs, name="student")
+        self.student = keras.Model(inputs, outputs | own, name="student")
+        self._columns = _targets.Columns(
+            {task: _output("label", task) for task in self.tasks},
+            tuple(dict.fromkeys(n for b in self.branches for n in b.scalar_columns)),
+            {name: size for b in self.branches for name, size in b.vector_columns.items()},
+        )
 
-        self._teacher_loss = TeacherCrossentropy()
         self._crossentropy = keras.losses.BinaryCrossentropy(from_logits=True)
         self.adapter_optimizer: Any = None
-        terms = {
-            "label_loss": True,
-            "auxiliary_loss": self.auxiliary_head is not None,
-            "adapter_loss": self.student_adapter is not None,
-            "adapter_head_loss": self.adapter_head is not None,
-            "shared_head_loss": self.shared_head_weight > 0,
-            "clipped_labels": self.auxiliary_head is not None,
-            "teacher_coverage": True,
-        }
-        self._trackers = {name: keras.metrics.Mean(name=name) for name, on in terms.items() if on}
+        self._iterations: Any = None
+        if any(branch.has_schedule for branch in self.branches):
+            self._iterations = self.add_weight(
+                shape=(), initializer="zeros", dtype="int32", trainable=False, name="iterations"
+            )
+        names = ["label_loss"]
+        for branch in self.branches:
+            own_names = [*branch.terms]
+            own_names += ["clipped_labels"] if branch.auxiliary_head is not None else []
+            own_names += ["teacher_gate"] if branch.gate is not None else []
+            names += [name + branch.suffix for name in [*own_names, "teacher_coverage"]]
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self.build(None)
+
+    @property
+    def _several(self) -> bool:
+        return self.tasks != [None]
+
+    @property
+    def _adapters(self) -> list[StudentAdapter]:
+        return [b.student_adapter for b in self.branches if b.student_adapter is not None]
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """Keys that the model reads from `y`: the labels, then the teachers' (optional) columns."""
+        return self._columns.names
+
+    @property
+    def auxiliary_head(self) -> AuxiliaryHead | None:
+        """The first teacher's."""
+        return self.branches[0].auxiliary_head
+
+    @property
+    def student_adapter(self) -> StudentAdapter | None:
+        """The first teacher's."""
+        return self.branches[0].student_adapter
+
+    @property
+    def adapter_head(self) -> AuxiliaryHead | None:
+        """The first teacher's."""
+        return self.branches[0].adapter_head
+
+    @property
+    def representation_head(self) -> RepresentationHead | None:
+        """The first teacher's."""
+        return self.branches[0].representation_head
+
+    @property
+    def gate(self) -> TeacherGate | None:
+        """The first teacher's."""
+        return self.branches[0].gate
+
+    @property
+    def shared_head_weight(self) -> Any:
+        """The first teacher's."""
+        return self.branches[0].shared_head_weight
 
     @classmethod
     def from_model(
-        cls, model: keras.Model, representation: str | None = "representation", **kwargs: Any
+        cls,
+        model: keras.Model,
+        representation: str | Mapping[str, str] | None = "representation",
+        **kwargs: Any,
     ) -> ExternalDistillation:
         """Distills into a functional model that ends in a logit, such as those of the zoo.
 
         The two share their layers: training the one trains the other.
 
         Args:
-            model: A functional model with one output, the logit `(batch, 1)`.
-            representation: Name of the layer whose output the heads stand on, or `None` if there
-                are none. Defaults to `"representation"`.
+            model: A functional model with one output, the logit `(batch, 1)`, or a dict of
+                logits by task.
+            representation: Name of the layer whose output the heads stand on (a dict of names by
+                task, if tasks have their own), or `None` if there are none.
+                Defaults to `"representation"`.
             **kwargs: The other arguments of `ExternalDistillation`.
 
         Raises:
@@ -215,45 +351,61 @@ class ExternalDistillation(keras.Model):
             raise ValueError(
                 f"`model` should be a functional keras.Model. Received: model={model!r}"
             )
-        tensor = None
-        if representation is not None:
-            names = [layer.name for layer in model.layers]
-            if representation not in names:
+        names = [layer.name for layer in model.layers]
+
+        def output_of(name: str) -> Any:
+            if name not in names:
                 raise ValueError(
                     "`representation` should name a layer of `model`. Received: "
-                    f"representation={representation!r}, layers={names}"
+                    f"representation={name!r}, layers={names}"
                 )
-            tensor = model.get_layer(representation).output
+            return model.get_layer(name).output
+
+        tensor: Any = None
+        if isinstance(representation, Mapping):
+            tensor = {task: output_of(name) for task, name in representation.items()}
+        elif representation is not None:
+            tensor = output_of(representation)
         return cls(model.input, model.output, representation=tensor, **kwargs)
 
     def build(self, input_shape: Any = None) -> None:
-        """Creates the heads' and the adapter's variables; the student has its own already."""
-        for head in (self.auxiliary_head, self.adapter_head):
-            if head is not None and not head.built:
-                head.build(tuple(self.student.output["representation"].shape))
-        if self.student_adapter is not None and not self.student_adapter.built:
-            self.student_adapter.build((None, 1))
+        """Creates the heads' and the adapters' variables; the student has its own already."""
+        for branch in self.branches:
+            key = self._representation_of(branch)
+            branch.build(None if key is None else tuple(self.student.output[key].shape))
         self._freeze_adapter()
         self.built = True
 
+    def _representation_of(self, branch: TeacherBranch) -> str | None:
+        """Key of the student's output on which the branch's heads stand."""
+        own = _output("representation", branch.task)
+        return next((key for key in (own, "representation") if key in self.student.output), None)
+
     def _freeze_adapter(self) -> None:
         if self.strict:
-            # Up and down: on TensorFlow an assignment of the value it has already is skipped, and
-            # a layer that was loaded frozen still has trainable variables.
-            self.student_adapter.trainable = True
-            self.student_adapter.trainable = False
+            for adapter in self._adapters:
+                # Up and down: on TensorFlow an assignment of the value it has already is skipped,
+                # and a layer that was loaded frozen still has trainable variables.
+                adapter.trainable = True
+                adapter.trainable = False
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """The serving logit, or a dict with the logits of all heads while training."""
+        """The serving logit, or a dict of what all heads predict while training."""
         outputs = self.student(inputs, training=training)
+        logits = {task: outputs[_output("logit", task)] for task in self.tasks}
+        logit = logits if self._several else logits[None]
         if not training:
-            return outputs["logit"]
-        logits = {"logit": outputs["logit"]}
-        if self.auxiliary_head is not None:
-            logits["auxiliary"] = self.auxiliary_head(outputs["representation"])
-        if self.adapter_head is not None:
-            logits["adapter_head"] = self.adapter_head(outputs["representation"])
-        return logits
+            return logit
+        result = {"logit": logit}
+        for branch in self.branches:
+            if branch.heads:
+                found = branch(outputs[self._representation_of(branch)], self._step)
+                result |= {name + branch.suffix: value for name, value in found.items()}
+        return result
+
+    @property
+    def _step(self) -> Any:
+        return None if self._iterations is None else ops.convert_to_tensor(self._iterations)
 
     def compile(
         self,
@@ -266,6 +418,7 @@ class ExternalDistillation(keras.Model):
         steps_per_execution: int = 1,
         jit_compile: bool | str = "auto",
         auto_scale_loss: bool = True,
+        loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         """Configures training; the arguments not listed are those of `keras.Model.compile`.
 
@@ -284,6 +437,11 @@ class ExternalDistillation(keras.Model):
             steps_per_execution: Defaults to `1`.
             jit_compile: Defaults to `"auto"`.
             auto_scale_loss: Defaults to `True`.
+            loss_weights: With several tasks, weights of their label losses. Defaults to `None`:
+                1 each.
+
+        With several tasks, `loss`, `metrics` and `weighted_metrics` are dicts by task; one loss
+        serves all tasks.
 
         Raises:
             ValueError: If `adapter_optimizer` comes without `strict=True`, or keeps a moving
@@ -303,10 +461,21 @@ class ExternalDistillation(keras.Model):
                 raise ValueError(
                     "`adapter_optimizer` should not use a moving average (use_ema=True)."
                 )
+        if loss_weights is not None and not self._several:
+            raise ValueError(
+                "`loss_weights` are for several tasks; this student has one. "
+                f"Received: loss_weights={loss_weights!r}"
+            )
+        loss = self._crossentropy if loss is None else loss
+        shown: Any = [*_listed(metrics), *_listed(weighted_metrics)] or None
+        if self._several:
+            loss = loss if isinstance(loss, Mapping) else dict.fromkeys(self.tasks, loss)
+            shown = self._metrics_by_task(metrics, weighted_metrics)
         super().compile(
             optimizer=optimizer,
-            loss=self._crossentropy if loss is None else loss,
-            weighted_metrics=[*_listed(metrics), *_listed(weighted_metrics)] or None,
+            loss=loss,
+            loss_weights=loss_weights,
+            weighted_metrics=shown,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
@@ -319,11 +488,24 @@ class ExternalDistillation(keras.Model):
                 adapter_optimizer.build(self.adapter_variables)
             self.adapter_optimizer = adapter_optimizer
 
+    def _metrics_by_task(self, *given: Any) -> dict[str, list[Any]] | None:
+        found: dict[str, list[Any]] = {}
+        for metrics in given:
+            if metrics is None:
+                continue
+            if not isinstance(metrics, Mapping) or not set(metrics) <= set(self.tasks):
+                raise ValueError(
+                    f"With several tasks metrics come as a dict by task, of {self.tasks}. "
+                    f"Received: {metrics!r}"
+                )
+            for task, value in metrics.items():
+                found.setdefault(task, []).extend(_listed(value))
+        return found or None
+
     def get_compile_config(self) -> dict[str, Any]:
         """Arguments of `compile`."""
         config = super().get_compile_config()
         if config:
-            config.pop("loss_weights", None)
             config["adapter_optimizer"] = (
                 keras.saving.serialize_keras_object(self.adapter_optimizer)
                 if self.adapter_optimizer is not None
@@ -338,8 +520,8 @@ class ExternalDistillation(keras.Model):
 
     @property
     def adapter_variables(self) -> list[Any]:
-        """The variables that the adapter's own optimizer trains, if `strict`."""
-        return list(self.student_adapter.weights) if self.strict else []
+        """The variables that the adapters' own optimizer trains, if `strict`."""
+        return [v for adapter in self._adapters for v in adapter.weights] if self.strict else []
 
     @property
     def non_trainable_variables(self) -> list[Any]:
@@ -352,17 +534,18 @@ class ExternalDistillation(keras.Model):
             variables = [*variables, *self.adapter_optimizer.variables]
         return variables
 
-    def adapter_loss(self, targets: _targets.Targets) -> Any:
-        """The adapter's loss on the labels of the rows that have a teacher."""
-        logit = self.student_adapter(targets.teacher_logit)
-        return self._adapter_loss(logit, targets)
+    def unpack_targets(self, data: Any) -> _targets.Targets:
+        """The targets of `(x, y, sample_weight)`, as `train_step` receives it."""
+        return _targets.unpack(data, self._columns)
 
-    def _adapter_loss(self, logit: Any, targets: _targets.Targets) -> Any:
-        _, known = known_teacher(targets.teacher_logit)
-        weight = ops.cast(ops.squeeze(known, -1), "float32")
-        if targets.weight is not None:
-            weight = weight * targets.weight
-        return self._crossentropy(targets.label, logit, sample_weight=weight)
+    def adapter_loss(self, targets: _targets.Targets) -> Any:
+        """The adapters' loss on the labels of the rows that have a teacher."""
+        return sum(b.adapter_loss(targets) for b in self.branches if b.student_adapter is not None)
+
+    def observe_adapters(self, targets: _targets.Targets) -> None:
+        """Shows the gates the adapters' loss, before the adapters learn from these rows."""
+        for branch in self.branches:
+            branch.observe_teacher(targets)
 
     def train_step(self, *args: Any) -> Any:
         """Keras's own step, after the adapter's if `strict`."""
@@ -383,64 +566,69 @@ class ExternalDistillation(keras.Model):
         training: bool = True,
     ) -> Any:
         """The sum of the terms while training, the label's loss alone otherwise."""
-        targets = _targets.split(y, sample_weight)
-        logits = y_pred if isinstance(y_pred, Mapping) else {"logit": y_pred}
+        targets = _targets.split(y, sample_weight, self._columns)
+        logit, teaching = _serving_logit(y_pred)
         label_loss = super().compute_loss(
             x=x,
-            y=targets.label,
-            y_pred=logits["logit"],
-            sample_weight=targets.weight,
+            y=self._by_task({t: label.value for t, label in targets.labels.items()}),
+            y_pred=logit,
+            sample_weight=self._by_task({t: label.weight for t, label in targets.labels.items()}),
             training=training,
         )
         terms = {"label_loss": label_loss}
-        if isinstance(y_pred, Mapping):
-            terms |= self._teacher_terms(logits, targets)
-            self._track_rows(targets)
-        rows = ops.shape(targets.label)[0]
+        if teaching:
+            logits = logit if self._several else {None: logit}
+            for branch in self.branches:
+                self._track_rows(branch, targets)
+                found = branch.compute_terms(
+                    {name: y_pred[name + branch.suffix] for name in branch.heads},
+                    logits[branch.task],
+                    targets,
+                    self._step,
+                    teacher_observed=self.strict,
+                )
+                terms |= {name + branch.suffix: value for name, value in found.items()}
+            if self._iterations is not None:
+                self._iterations.assign_add(1)
+        rows = ops.shape(next(iter(targets.labels.values())).value)[0]
         for name, value in terms.items():
             self._trackers[name].update_state(value, sample_weight=rows)
         return sum(terms.values())
 
-    def _teacher_terms(self, logits: Mapping[str, Any], targets: _targets.Targets) -> dict:
-        _, teacher, weight = targets
-        terms = {}
-        if self.auxiliary_head is not None:
-            terms["auxiliary_loss"] = self.auxiliary_head.compute_loss(
-                logits["auxiliary"], teacher, weight
-            )
-        if self.student_adapter is not None:
-            adapted = self.student_adapter(teacher)
-            terms["adapter_loss"] = self._adapter_loss(adapted, targets)
-            _, known = known_teacher(teacher)
-            target = ops.cast(ops.stop_gradient(adapted), "float32")
-            terms["adapter_head_loss"] = self.adapter_head.compute_loss(
-                logits["adapter_head"], ops.where(known, target, teacher), weight
-            )
-        if self.shared_head_weight > 0:
-            terms["shared_head_loss"] = self.shared_head_weight * self._teacher_loss(
-                teacher, logits["logit"], sample_weight=weight
-            )
-        return terms
+    def _by_task(self, values: Mapping[Any, Any]) -> Any:
+        """As Keras wants it: a dict with several tasks, else the one value."""
+        if not self._several:
+            return values[None]
+        return None if all(value is None for value in values.values()) else dict(values)
 
-    def _track_rows(self, targets: _targets.Targets) -> None:
-        _, known = known_teacher(targets.teacher_logit)
+    def _track_rows(self, branch: TeacherBranch, targets: _targets.Targets) -> None:
+        teacher = targets.teachers[branch.logit_column]
+        _, known = known_teacher(teacher)
         known = ops.cast(known, "float32")
-        used = None
-        if targets.weight is not None:
-            used = ops.cast(ops.expand_dims(targets.weight, -1) > 0, "float32")
-        self._trackers["teacher_coverage"].update_state(known, sample_weight=used)
-        if self.auxiliary_head is not None:
-            clipped = self.auxiliary_head.clipped(targets.teacher_logit)
-            self._trackers["clipped_labels"].update_state(
-                ops.cast(clipped, "float32"), sample_weight=known
-            )
+        used, weight = None, targets.labels[branch.task].row_weight
+        if weight is not None:
+            used = ops.cast(ops.expand_dims(weight, -1) > 0, "float32")
+
+        def track(name: str, value: Any, sample_weight: Any = None) -> None:
+            self._trackers[name + branch.suffix].update_state(value, sample_weight=sample_weight)
+
+        track("teacher_coverage", known, used)
+        if branch.auxiliary_head is not None:
+            clipped = ops.cast(branch.auxiliary_head.clipped(teacher), "float32")
+            track("clipped_labels", clipped, known)
+        if branch.gate is not None:
+            track("teacher_gate", branch.gate.factor)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict:
         """Metrics of the serving logit; the teacher's terms appear while training only."""
-        targets = _targets.split(y, sample_weight)
-        training = isinstance(y_pred, Mapping)
-        logit = y_pred["logit"] if training else y_pred
-        logs = super().compute_metrics(x, targets.label, logit, sample_weight=targets.weight)
+        targets = _targets.split(y, sample_weight, self._columns)
+        logit, training = _serving_logit(y_pred)
+        logs = super().compute_metrics(
+            x,
+            self._by_task({t: label.value for t, label in targets.labels.items()}),
+            logit,
+            sample_weight=self._by_task({t: lb.weight for t, lb in targets.labels.items()}),
+        )
         if not training:
             hidden = set(self._trackers) - {"label_loss"}
             logs = {name: value for name, value in logs.items() if name not in hidden}
@@ -449,39 +637,48 @@ class ExternalDistillation(keras.Model):
     def serving_model(self) -> keras.Model:
         """The student alone: same inputs, the serving logit, shared weights, no distillation.
 
-        Its outputs are bit for bit those of `predict`, and its `.keras` file holds neither heads
-        nor adapter.
+        Its outputs are bit for bit those of `predict` (with several tasks a dict), and its `.keras`
+        file holds neither heads nor adapter.
         """
+        logits = {task: self.student.output[_output("logit", task)] for task in self.tasks}
         return keras.Model(
-            self.student.input, self.student.output["logit"], name=f"{self.name}_serving"
+            self.student.input,
+            logits if self._several else logits[None],
+            name=f"{self.name}_serving",
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments of the model; the student stands for its three tensors."""
-        serialize = keras.saving.serialize_keras_object
-        return {
+        """Arguments of the model; the student stands for its tensors."""
+        config = {
             **super().get_config(),
-            "student": serialize(self.student),
-            "auxiliary_head": serialize(self.auxiliary_head),
-            "student_adapter": serialize(self.student_adapter),
-            "adapter_head": serialize(self.adapter_head),
-            "shared_head_weight": self.shared_head_weight,
+            "student": keras.saving.serialize_keras_object(self.student),
+            "tasks": self.tasks if self._several else None,
             "strict": self.strict,
         }
+        if not self._simple:
+            return {**config, "teachers": [serialize_unbuilt(branch) for branch in self.branches]}
+        branch = self.branches[0].get_config()
+        return {**config, **{name: branch[name] for name in (*_PARTS, "shared_head_weight")}}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
         """The model with the arguments of `get_config`."""
         # Keras empties the config of a functional model while it reads it.
         arguments = copy.deepcopy(dict(config))
-        for key in ("student", "auxiliary_head", "student_adapter", "adapter_head"):
-            arguments[key] = keras.saving.deserialize_keras_object(
-                arguments[key], custom_objects=custom_objects
-            )
-        student = arguments.pop("student")
+        read = keras.saving.deserialize_keras_object
+        for key in ("student", *_PARTS):
+            arguments[key] = read(arguments.get(key), custom_objects=custom_objects)
+        if arguments.get("teachers") is not None:
+            arguments["teachers"] = [
+                read(branch, custom_objects=custom_objects) for branch in arguments["teachers"]
+            ]
+        student, tasks = arguments.pop("student"), arguments.pop("tasks", None)
+        outputs = student.output
+        own = {task: outputs.get(_output("representation", task)) for task in tasks or ()}
+        shared = outputs.get("representation")
         return cls(
             student.input,
-            student.output["logit"],
-            representation=student.output.get("representation"),
+            {task: outputs[f"logit_{task}"] for task in tasks} if tasks else outputs["logit"],
+            representation=own if any(t is not None for t in own.values()) else shared,
             **arguments,
         )

@@ -17,7 +17,9 @@ from keras_exfm.layers.interacting_attention import InteractingAttention
 from keras_exfm.layers.linear_compression_block import LinearCompressionBlock
 from keras_exfm.layers.logarithmic_transformation import LogarithmicTransformation
 from keras_exfm.layers.mask_block import MaskBlock
+from keras_exfm.layers.representation_head import RepresentationHead
 from keras_exfm.layers.student_adapter import StudentAdapter
+from keras_exfm.layers.teacher_gate import TeacherGate
 from keras_exfm.layers.wukong_layer import WukongLayer
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "LinearCompressionBlock",
     "LogarithmicTransformation",
     "MaskBlock",
+    "RepresentationHead",
     "StudentAdapter",
+    "TeacherGate",
     "WukongLayer",
 ]

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_exfm.layers import _checks
+from keras_exfm.layers._gradient_scale import scale_gradient
 from keras_exfm.layers._mlp import MLP
 from keras_exfm.layers._trainable import hand_down_trainable
 from keras_exfm.losses import TeacherCrossentropy, clipped_targets, soft_targets
@@ -34,13 +35,18 @@ class AuxiliaryHead(keras.layers.Layer):
 
     Args:
         units: Widths of the hidden ReLU layers. Defaults to `()`, a linear head.
-        loss_weight: Weight of the head's loss. Defaults to `1.0`.
+        loss_weight: Weight of the head's loss: a number, or a `LearningRateSchedule` of Keras that
+            is read at the training step. Defaults to `1.0`.
         label_scale: Factor on the teacher's probability. Defaults to `1.0`.
-        gradient_scale: Factor on the gradient into the backbone. Defaults to `1.0`.
+        gradient_scale: Factor on the gradient into the backbone; a number or a schedule.
+            Defaults to `1.0`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
         representation: Tensor `(batch, features)`. The output is a logit `(batch, 1)`.
+        step: Training step at which a schedule is read. Defaults to `None`: step 0.
+        gate: A further factor on the gradient into the backbone, such as a `TeacherGate`'s.
+            Defaults to `None`: none.
 
     Raises:
         ValueError: If an argument is out of range, or the representation has another rank.
@@ -66,16 +72,16 @@ class AuxiliaryHead(keras.layers.Layer):
     def __init__(
         self,
         units: Sequence[int] = (),
-        loss_weight: float = 1.0,
+        loss_weight: Any = 1.0,
         label_scale: float = 1.0,
-        gradient_scale: float = 1.0,
+        gradient_scale: Any = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.units = _checks.unit_counts("units", units)
-        self.loss_weight = _loss_checks.scale("loss_weight", loss_weight)
+        self.loss_weight = _loss_checks.schedule("loss_weight", loss_weight)
         self.label_scale = _loss_checks.scale("label_scale", label_scale, positive=True)
-        self.gradient_scale = _loss_checks.scale("gradient_scale", gradient_scale)
+        self.gradient_scale = _loss_checks.schedule("gradient_scale", gradient_scale)
         self._loss = TeacherCrossentropy(self.label_scale)
         self.mlp: Any = None
 
@@ -92,13 +98,10 @@ class AuxiliaryHead(keras.layers.Layer):
         hand_down_trainable(self)
         self.built = True
 
-    def call(self, representation: Any) -> Any:
+    def call(self, representation: Any, step: Any = None, gate: Any = None) -> Any:
         """The head's logit."""
-        if self.gradient_scale != 1.0:
-            # In this order the value is exact: x - sg(x) is 0 for every finite x.
-            constant = ops.stop_gradient(representation)
-            representation = constant + self.gradient_scale * (representation - constant)
-        return self.mlp(representation)
+        scale = _loss_checks.at_step(self.gradient_scale, step)
+        return self.mlp(scale_gradient(representation, scale, gate))
 
     def target(self, teacher_logit: Any) -> Any:
         """`min(alpha * sigmoid(teacher_logit), 1)`; any finite value where it is missing."""
@@ -112,15 +115,19 @@ class AuxiliaryHead(keras.layers.Layer):
         """Crossentropy of each row `(batch,)`, without `w`; 0 where the teacher is missing."""
         return self._loss.call(teacher_logit, ops.cast(logit, "float32"))
 
-    def compute_loss(self, logit: Any, teacher_logit: Any, sample_weight: Any = None) -> Any:
+    def compute_loss(
+        self, logit: Any, teacher_logit: Any, sample_weight: Any = None, step: Any = None
+    ) -> Any:
         """The head's term in the training loss: `w * sum(sample_weight * row_loss) / batch`.
 
         Args:
             logit: What `call` returned, `(batch, 1)`.
             teacher_logit: `(batch, 1)`; NaN where the teacher is missing.
             sample_weight: Optional `(batch,)`. Defaults to `None`.
+            step: Training step at which a schedule is read. Defaults to `None`: step 0.
         """
-        return self.loss_weight * self._loss(teacher_logit, logit, sample_weight=sample_weight)
+        weight = _loss_checks.at_step(self.loss_weight, step)
+        return weight * self._loss(teacher_logit, logit, sample_weight=sample_weight)
 
     def compute_output_shape(self, representation_shape: Any) -> tuple[Any, ...]:
         """`(batch, 1)`."""
@@ -132,7 +139,7 @@ class AuxiliaryHead(keras.layers.Layer):
         return {
             **super().get_config(),
             "units": list(self.units),
-            "loss_weight": self.loss_weight,
+            "loss_weight": _loss_checks.serialize_schedule(self.loss_weight),
             "label_scale": self.label_scale,
-            "gradient_scale": self.gradient_scale,
+            "gradient_scale": _loss_checks.serialize_schedule(self.gradient_scale),
         }

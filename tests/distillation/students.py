@@ -16,6 +16,14 @@ def functional(seed=3, units=6, **dense):
     return keras.Model(inputs, keras.layers.Dense(1, name="serving")(h))
 
 
+def functional_tasks(tasks=("click", "conversion"), seed=3, units=6):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((FEATURES,), name="x")
+    h = keras.layers.Dense(units, activation="relu", name="representation")(inputs)
+    logits = {task: keras.layers.Dense(1, name=f"serving_{task}")(h) for task in tasks}
+    return keras.Model(inputs, logits)
+
+
 def all_parts(**kwargs):
     parts = {
         "auxiliary_head": AuxiliaryHead((5,), loss_weight=0.7, label_scale=1.6, gradient_scale=2.5),
@@ -41,11 +49,41 @@ def batch(rows=16, seed=0):
     return x, {"label": label, "teacher_logit": teacher}, weight
 
 
+def wide_batch(rows=16, seed=0, size=3):
+    """As `batch`, with a second task, a second teacher, vectors and ages, all with holes."""
+    rng = np.random.default_rng(seed + 100)
+    x, y, weight = batch(rows, seed)
+    click = y["label"]
+    conversion = np.where(rng.uniform(size=rows) < 0.5, click, 0.0).astype("float32")
+    conversion[rng.uniform(size=rows) < 0.3] = np.nan
+    second = (0.5 * y["teacher_logit"] - 1 + rng.normal(size=rows)).astype("float32")
+    vectors = (5.0 + rng.normal(size=(rows, size)) * (10.0, 0.1, 1.0)).astype("float32")
+    vectors[rng.uniform(size=rows) < 0.3] = np.nan
+    age = rng.uniform(0, 1e5, size=rows).astype("float32")
+    age[rng.uniform(size=rows) < 0.2] = np.nan
+    return (
+        x,
+        {
+            "label": click,
+            "label_click": click,
+            "label_conversion": conversion,
+            "teacher_logit": y["teacher_logit"],
+            "teacher_logit_second": np.where(rng.uniform(size=rows) < 0.3, np.nan, second),
+            "teacher_representation": vectors,
+            "teacher_representation_second": vectors[:, ::-1] * 2,
+            "teacher_age_s": age,
+        },
+        weight,
+    )
+
+
+def chosen(model, batch):
+    """The batch with the columns that the model reads."""
+    x, y, weight = batch
+    return x, {name: y[name].astype("float32") for name in model.target_columns}, weight
+
+
 def columns(x, y, weight):
     """The same batch for the restatement."""
-    return (
-        x.astype("float64"),
-        y["label"].astype("float64")[:, None],
-        y["teacher_logit"].astype("float64")[:, None],
-        weight.astype("float64")[:, None],
-    )
+    y = {k: v.astype("float64").reshape(len(x), -1) for k, v in y.items()}
+    return x.astype("float64"), y, weight.astype("float64")[:, None]

@@ -235,8 +235,8 @@ def test_from_model_takes_another_layer_or_none():
     [
         ({"auxiliary_head": "head"}, "`auxiliary_head` should be a AuxiliaryHead"),
         ({"student_adapter": AuxiliaryHead()}, "`student_adapter` should be a StudentAdapter"),
-        ({"adapter_head": AuxiliaryHead()}, "need a `student_adapter`"),
-        ({"strict": True}, "need a `student_adapter`"),
+        ({"adapter_head": AuxiliaryHead()}, "needs a `student_adapter`"),
+        ({"strict": True}, "needs a `student_adapter`"),
         ({"strict": 1, "student_adapter": StudentAdapter()}, "`strict` should be a bool"),
         ({"shared_head_weight": -0.1}, "`shared_head_weight` should be"),
         ({"representation": None, "auxiliary_head": AuxiliaryHead()}, "needs a `representation`"),

@@ -1,11 +1,12 @@
 import itertools
+import json
 
 import keras
 import numpy as np
 import pytest
 
 from keras_exfm.layers import AuxiliaryHead
-from tests.distillation.gradients import layer_gradients
+from tests.distillation.gradients import gradient_of, layer_gradients
 from tests.testing import run_layer_test, to_numpy
 
 X = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
@@ -115,3 +116,28 @@ def test_bad_argument(argument, value):
 def test_bad_representation(shape):
     with pytest.raises(ValueError, match=r"\(batch, features\)"):
         AuxiliaryHead().build(shape)
+
+
+def test_schedules():
+    ramp = keras.optimizers.schedules.PolynomialDecay(0.0, 4, end_learning_rate=2.0)
+    head = AuxiliaryHead(loss_weight=ramp, gradient_scale=ramp)
+    config = head.get_config()
+    json.dumps(config)
+    clone = AuxiliaryHead.from_config(config)
+    assert clone.get_config() == config
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    teacher = np.array([[0.0], [1.0], [np.nan], [-1.0]], "float32")
+    plain = AuxiliaryHead()
+    plain.build((None, 3))
+    for h in (head, clone):
+        h.build((None, 3))
+        h.set_weights(plain.get_weights())
+        logit = h(x, step=1)
+        np.testing.assert_array_equal(to_numpy(logit), to_numpy(plain(x)))
+        once = float(plain.compute_loss(logit, teacher))
+        for step, weight in ((None, 0.0), (1, 0.5), (3, 1.5), (9, 2.0)):
+            assert float(h.compute_loss(logit, teacher, step=step)) == pytest.approx(weight * once)
+        for step, gate, scale in ((1, None, 0.5), (3, 0.5, 0.75), (None, 1.0, 0.0)):
+            got = gradient_of(lambda v: keras.ops.sum(h(v, step=step, gate=gate)), x)  # noqa: B023
+            want = gradient_of(lambda v: keras.ops.sum(plain(v)), x)
+            np.testing.assert_allclose(got, scale * want, rtol=1e-6, atol=1e-9)

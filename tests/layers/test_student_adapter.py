@@ -65,3 +65,39 @@ def test_bad_arguments():
     for shape in [(None, 2), (None,), (None, 1, 1)]:
         with pytest.raises(ValueError, match=r"\(batch, 1\)"):
             StudentAdapter().build(shape)
+
+
+def test_context(tmp_path):
+    adapter = StudentAdapter((3,), residual=True, context={"age": 3600.0, "share": 0.5})
+    adapter.build((None, 1))
+    rng = np.random.default_rng(0)
+    adapter.set_weights([rng.normal(size=v.shape) for v in adapter.weights])
+    context = np.array([[7200.0, 0.1], [np.nan, -2.0], [0, 0], [1e5, 1], [1, 1], [60, 3]])
+    out = to_numpy(adapter(TEACHER, context.astype("float32")))
+    scaled = np.arcsinh(np.nan_to_num(context) / [3600.0, 0.5])
+    expected = TEACHER + dense_stack(adapter, np.concatenate([TEACHER, scaled], 1))
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    config = adapter.get_config()
+    assert config["context"] == {"age": 3600.0, "share": 0.5}
+    assert StudentAdapter.from_config(config).get_config() == config
+    # A layer over both inputs, in a file.
+    inputs = [keras.Input((1,)), keras.Input((2,))]
+    model = keras.Model(inputs, adapter(*inputs))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(to_numpy(loaded([TEACHER, context.astype("float32")])), out)
+
+
+@pytest.mark.parametrize(
+    ("context", "given", "message"),
+    [
+        ({"age": 1.0}, None, r"\(batch, 1\).*\['age'\].*shape=None"),
+        ({"age": 1.0}, np.zeros((6, 2), "float32"), r"\(batch, 1\).*shape=\(6, 2\)"),
+        (None, np.zeros((6, 1), "float32"), r"without `context`.*\(6, 1\)"),
+        ({"age": 0.0}, None, r"`context\['age'\]` should be a finite number above 0"),
+        (["age"], None, r"`context` should be a dict.*\['age'\]"),
+    ],
+)
+def test_context_that_does_not_fit(context, given, message):
+    with pytest.raises(ValueError, match=message):
+        StudentAdapter(context=context)(TEACHER, given)
