@@ -1,21 +1,26 @@
-"""The data augmentation service, on one machine."""
+"""The data augmentation service as a program calls it: one stream, one task, hour by hour."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from keras_exfm import streaming
+from keras_exfm.das._join import HourJoin, LabelTask
+from keras_exfm.das._scoring import encoded, score_rows
+from keras_exfm.das._side_output import SideOutput
+from keras_exfm.das.scorers import Scorer, SnapshotScorer
 from keras_exfm.das.snapshots import SnapshotStore
-from keras_exfm.das.teacher import KerasScorer, Scorer, checked_logits
-from keras_exfm.features import Schema, SchemaError
-from keras_exfm.streaming import MS_PER_HOUR, StreamError, partitions
-from keras_exfm.streaming.columns import raw_feature
+from keras_exfm.features import Schema
+from keras_exfm.streaming import MS_PER_HOUR, partitions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +38,9 @@ class HourReport:
         late_labels: Label events of this hour's examples that came after their window.
         duplicate_labels: Further label events of an example that has one; the largest label wins.
         early_labels: Label events of this hour's examples that are dated before them.
-        orphan_labels: Label events of this hour (by their own time) of no example in any hour that
-            they could belong to.
+        orphan_labels: Label events of this hour's partition of no example in any hour that they
+            could belong to.
+        out_of_order_labels: Label events whose time is of another hour than their partition.
     """
 
     hour: int
@@ -48,6 +54,7 @@ class HourReport:
     duplicate_labels: int = 0
     early_labels: int = 0
     orphan_labels: int = 0
+    out_of_order_labels: int = 0
 
     @property
     def coverage(self) -> float:
@@ -57,6 +64,9 @@ class HourReport:
 
 class DataAugmentationService:
     """Joins labels and teacher predictions to impressions and commits them hour by hour.
+
+    This class is for a program that trains the teacher between hours, as the pipeline does. A
+    `Job` describes a service that runs by itself, for several verticals and tasks.
 
     Each example is scored once, whichever verticals will read it, by the newest snapshot that was
     published at or before its own time, so that no teacher has seen the label that it predicts.
@@ -69,11 +79,18 @@ class DataAugmentationService:
         stream: The labelled stream to append to.
         schema: Features of the impressions.
         snapshots: The teacher's snapshots. Defaults to `None`: none.
-        scorer: How examples are scored. Defaults to `None`: a `KerasScorer`, if there are
+        scorer: How examples are scored. Defaults to `None`: a `SnapshotScorer`, if there are
             `snapshots`, else no teacher. A scorer without `snapshots` (`CallableScorer`) is a
             fixed teacher of unknown age.
         label_window_hours: Hours after an example in which its label may come. Defaults to `0`:
             within the example's own hour.
+        side_output: Folder or URL for the label events that made no label, Parquet by reason and
+            hour. Defaults to `None`: they are only counted.
+        memory_limit: What the join may hold, such as `"2GB"`; more goes to `temp_directory`.
+            Defaults to `None`: 80 % of the machine.
+        temp_directory: Where the join spills. Defaults to `None`: `.tmp` in the working directory.
+        storage_options: Arguments of fsspec's file system, for a `source` or `side_output` that
+            is a URL. Defaults to `None`.
 
     Example:
 
@@ -101,19 +118,35 @@ class DataAugmentationService:
         snapshots: SnapshotStore | None = None,
         scorer: Scorer | None = None,
         label_window_hours: float = 0.0,
+        side_output: str | os.PathLike[str] | None = None,
+        memory_limit: str | None = None,
+        temp_directory: str | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         if not label_window_hours >= 0:
             raise ValueError(
                 "`label_window_hours` should be at least 0. "
                 f"Received: label_window_hours={label_window_hours!r}"
             )
-        self.source = Path(source)
+        self.source = source if isinstance(source, str) and "://" in source else Path(source)
         self.stream = Path(stream)
         self.schema = schema
         self.snapshots = snapshots
-        self.scorer = scorer or (KerasScorer(schema) if snapshots is not None else None)
+        self.scorer = scorer or (SnapshotScorer(schema) if snapshots is not None else None)
         self.label_window_hours = label_window_hours
-        self._recent_ids: dict[int, np.ndarray] = {}
+        self.side_output = side_output
+        self.memory_limit = memory_limit
+        self.temp_directory = temp_directory
+        self.storage_options = storage_options
+        self._task = LabelTask("label", partitions.LABELS, round(label_window_hours * MS_PER_HOUR))
+        self._join = HourJoin(
+            self.source,
+            schema,
+            [self._task],
+            storage_options,
+            memory_limit=memory_limit,
+            temp_directory=temp_directory,
+        )
 
     @property
     def label_lag(self) -> int:
@@ -123,7 +156,8 @@ class DataAugmentationService:
     def pending(self) -> list[int]:
         """The hours of impressions after the last committed one."""
         done = streaming.hours(self.stream)
-        return [h for h in partitions.hours(self.source) if not done or h > done[-1]]
+        found = partitions.hours(self.source, storage_options=self.storage_options)
+        return [h for h in found if not done or h > done[-1]]
 
     def process_pending(self, ended: bool = True) -> list[HourReport]:
         """Processes, in time order, the hours that are not committed yet.
@@ -138,7 +172,8 @@ class DataAugmentationService:
         """
         hours = self.pending()
         if not ended and hours:
-            newest = max(hours[-1], *partitions.hours(self.source, partitions.LABELS)[-1:])
+            events = partitions.hours(self.source, partitions.LABELS, self.storage_options)
+            newest = max(hours[-1], *events[-1:])
             hours = [hour for hour in hours if hour + self.label_lag < newest]
         return [self.process_hour(hour) for hour in hours]
 
@@ -152,164 +187,60 @@ class DataAugmentationService:
         """
         if hour in streaming.hours(self.stream):
             return HourReport(hour, committed=False)
-        where = str(self.source / partitions.IMPRESSIONS / f"hour={hour}")
-        table = partitions.read_impressions(self.source, hour, self.schema)
-        taken = {"label", "teacher_logit", "teacher_snapshot", "teacher_age_s"}
-        if taken & set(table.column_names):
-            raise StreamError(
-                f"{where}: impressions cannot have the columns that the service adds: "
-                f"{sorted(taken & set(table.column_names))}"
+        self._join.forget(hour - self._join.reach)
+        self._join.check(hour)
+        counts, events = self._join.audit(hour, self._task)
+        if self.side_output is not None:
+            SideOutput(self.side_output, self.storage_options).write(
+                hour, self._task.name, events, counts
             )
-        rows = table.num_rows
-        example_id, timestamp = (
-            self._integers(table, n, where) for n in ("example_id", "timestamp")
-        )
-        earlier = self._earlier_ids(hour)
-        self._refuse_repeats(example_id, earlier, where)
-        label, counts = self._labels(hour, example_id, timestamp, earlier)
-        logit, snapshot, age, not_finite = self._scores(table, timestamp, where)
-        for name, column in (
-            ("label", pa.array(label)),
-            ("teacher_logit", pa.array(logit, from_pandas=True)),
-            ("teacher_snapshot", pa.array(snapshot, pa.string())),
-            ("teacher_age_s", pa.array(age, from_pandas=True)),
-        ):
-            table = table.append_column(name, column)
+        told = _Totals()
         committed = streaming.write_hour(
-            self.stream, hour, table, self.schema, app_id="das", source=where
+            self.stream,
+            hour,
+            self._rows(hour, told),
+            self.schema,
+            app_id="das",
+            source=self._join.where(hour),
         )
-        self._recent_ids = {**earlier, hour: example_id}
-        scored = np.isfinite(logit)
         return HourReport(
             hour,
             committed,
-            rows=rows,
-            positives=int((label > 0).sum()),
-            scored=int(scored.sum()),
-            not_finite=not_finite,
-            mean_age_s=float(age[scored].mean()) if scored.any() else math.nan,
-            **counts,
+            rows=told.rows,
+            positives=told.positives,
+            scored=told.scored,
+            not_finite=told.not_finite,
+            mean_age_s=told.age_s / told.aged if told.aged else math.nan,
+            **{f"{reason}_labels": count for reason, count in counts.items()},
         )
 
-    @staticmethod
-    def _integers(table: pa.Table, name: str, where: str) -> np.ndarray:
-        column = table.column(name)
-        if not pa.types.is_integer(column.type) or column.null_count:
-            raise StreamError(
-                f"{where}: Column {name!r}: expected an integer in every row. "
-                f"Received type {column.type}, {column.null_count} nulls."
-            )
-        return column.to_numpy().astype(np.int64)
-
-    @property
-    def _reach(self) -> int:
-        """Hours of label partitions that are read after an hour's own.
-
-        One more than the window needs, so that late events are seen and counted.
-        """
-        return self.label_lag + 1
-
-    def _earlier_ids(self, hour: int) -> dict[int, np.ndarray]:
-        """Example ids of the hours before whose label partitions overlap this hour's."""
-        there = partitions.hours(self.source)
-        for h in range(hour - self._reach, hour):
-            # Kept from hour to hour; after a restart they are read again.
-            if h not in self._recent_ids and h in there:
-                where = str(self.source / partitions.IMPRESSIONS / f"hour={h}")
-                table = partitions.read_impressions(self.source, h)
-                self._recent_ids[h] = self._integers(table, "example_id", where)
-        return {h: ids for h, ids in self._recent_ids.items() if hour - self._reach <= h < hour}
-
-    @staticmethod
-    def _refuse_repeats(example_id: np.ndarray, earlier: dict[int, np.ndarray], where: str) -> None:
-        for hour, ids in earlier.items():
-            again = np.isin(example_id, ids)
-            if again.any():
-                row = int(np.argmax(again))
-                raise StreamError(
-                    f"{where}: Column 'example_id': expected ids that no other example has. "
-                    f"Received {example_id[row]} in row {row}, which hour={hour} has as well "
-                    f"({int(again.sum())} such rows)."
+    def _rows(self, hour: int, told: _Totals) -> Iterator[pa.Table]:
+        where = self._join.where(hour)
+        for table in self._join.rows(hour, tasks=[self._task]):
+            told.rows += len(table)
+            told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
+            if self.scorer is not None:
+                scores = score_rows(
+                    encoded(table, self.schema, where),
+                    table.column("timestamp").to_numpy().astype(np.int64),
+                    self.scorer,
+                    self.snapshots,
                 )
+                for name, column in scores.columns().items():
+                    table = table.append_column(name, column)
+                aged = scores.age_s[np.isfinite(scores.age_s)]
+                told.scored += int(np.isfinite(scores.logit).sum())
+                told.not_finite += scores.not_finite
+                told.aged += len(aged)
+                told.age_s += float(aged.sum(dtype=np.float64))
+            yield table
 
-    def _labels(
-        self,
-        hour: int,
-        example_id: np.ndarray,
-        timestamp: np.ndarray,
-        earlier: dict[int, np.ndarray],
-    ) -> tuple[np.ndarray, dict[str, int]]:
-        events = partitions.read_labels(self.source, hour, hour + self._reach)
-        event_id, event_time, value = (
-            events.column(name).to_numpy() for name in ("example_id", "timestamp", "label")
-        )
-        odd = (value != 0) & (value != 1)
-        if odd.any():
-            bad = int(np.argmax(odd))
-            raise StreamError(
-                f"{self.source / partitions.LABELS / f'hour={event_time[bad] // MS_PER_HOUR}'}: "
-                f"Column 'label': expected 0 or 1. Received {value[bad]!r} for example "
-                f"{event_id[bad]} ({int(odd.sum())} such rows in the hours {hour}.."
-                f"{hour + self._reach})."
-            )
-        order = np.argsort(example_id, kind="stable")
-        ids = example_id[order]
-        at = np.minimum(np.searchsorted(ids, event_id), len(ids) - 1)
-        ours = ids[at] == event_id
-        row, time, value = order[at[ours]], event_time[ours], value[ours]
-        delay = time - timestamp[row]
-        if self.label_window_hours:
-            late = delay > self.label_window_hours * MS_PER_HOUR
-        else:
-            late = time // MS_PER_HOUR > hour
-        early = delay < 0
-        used = row[~late & ~early]
-        label = np.zeros(len(example_id), np.float32)
-        np.maximum.at(label, used, value[~late & ~early])
-        # Each event is of one hour, so that the orphans of all hours add up.
-        strange = ~ours & (event_time // MS_PER_HOUR == hour)
-        for known in earlier.values():
-            strange[strange] = ~np.isin(event_id[strange], known)
-        return label, {
-            "late_labels": int(late.sum()),
-            "early_labels": int(early.sum()),
-            "duplicate_labels": len(used) - len(np.unique(used)),
-            "orphan_labels": int(strange.sum()),
-        }
 
-    def _scores(
-        self, table: pa.Table, timestamp: np.ndarray, where: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        rows = len(timestamp)
-        logit = np.full(rows, np.nan, np.float32)
-        name = np.full(rows, None, object)
-        age = np.full(rows, np.nan, np.float32)
-        if self.scorer is None:
-            return logit, name, age, 0
-        try:
-            raw = {f.name: raw_feature(table.column(f.name), f) for f in self.schema}
-            features = self.schema.encode(raw)
-        except SchemaError as error:
-            raise StreamError(f"{where}: {error}") from error
-        if self.snapshots is None:
-            scores = self.scorer.score(features, None)
-            logit, bad = checked_logits(scores, rows, type(self.scorer).__name__)
-            return logit, name, age, bad
-        published = np.array(self.snapshots.times(), np.int64)
-        # 0: no snapshot is old enough.
-        chosen = np.searchsorted(published, timestamp, side="right")
-        bad = 0
-        for index in np.unique(chosen[chosen > 0]):
-            snapshot = self.snapshots.latest(before=int(published[index - 1]))
-            assert snapshot is not None
-            mine = chosen == index
-            part = {n: column[mine] for n, column in features.items()}
-            scores, broken = checked_logits(
-                self.scorer.score(part, snapshot), int(mine.sum()), snapshot.id
-            )
-            bad += broken
-            logit[mine] = scores
-            known = mine & np.isfinite(logit)
-            name[known] = snapshot.id
-            age[known] = (timestamp[known] - snapshot.published_at) / 1000
-        return logit, name, age, bad
+@dataclasses.dataclass
+class _Totals:
+    rows: int = 0
+    positives: int = 0
+    scored: int = 0
+    not_finite: int = 0
+    aged: int = 0
+    age_s: float = 0.0

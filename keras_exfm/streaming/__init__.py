@@ -3,7 +3,14 @@
 from keras_exfm.streaming import partitions
 from keras_exfm.streaming.columns import MS_PER_HOUR, StreamError
 from keras_exfm.streaming.reader import read
-from keras_exfm.streaming.stream import Stream, hours, read_hour, write_hour
+from keras_exfm.streaming.stream import (
+    Stream,
+    committed_through,
+    hours,
+    read_hour,
+    skip_hour,
+    write_hour,
+)
 from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
 from keras_exfm.streaming.validation import (
     ValidationResult,
@@ -20,6 +27,7 @@ __all__ = [
     "StreamCheckpoint",
     "StreamError",
     "ValidationResult",
+    "committed_through",
     "hours",
     "load_predictions",
     "partitions",
@@ -28,6 +36,7 @@ __all__ = [
     "read_hour",
     "score_column",
     "score_predictions",
+    "skip_hour",
     "train_hour",
     "write_hour",
 ]

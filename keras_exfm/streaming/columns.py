@@ -179,6 +179,11 @@ def own_column(column: pa.Array | pa.ChunkedArray, size: int | None = None) -> n
     return column.to_numpy(zero_copy_only=False)
 
 
+def stored_vectors(column: pa.Array) -> pa.Array:
+    """Lists of numbers of one length as they are stored: bytes of float16, null where missing."""
+    return _stored_vectors(_VECTOR, column)[0]
+
+
 def vector_size(field: pa.Field) -> int | None:
     """Numbers in each vector of a stored column; `None` for a column of scalars."""
     size = (field.metadata or {}).get(_SIZE_KEY.encode())

@@ -88,7 +88,7 @@ class Stream:
         self.version: int = table.version()
         self.schema = Schema.from_dict(json.loads(properties[SCHEMA_KEY]))
         self.arrow_schema: pa.Schema = pa.schema(table.schema().to_arrow())
-        self.filesystem = _filesystem(table.table_uri, storage_options)
+        self.filesystem = table_filesystem(table.table_uri, storage_options)
         actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
         self._files: dict[int, list[str]] = {}
         self._rows: dict[int, int] = {}
@@ -414,7 +414,8 @@ def _commit(
         ours = {action.path for action in actions}
         if ours & set(now.files(hour) if hour in now.hours else ()):
             return True
-        if _is_committed(now, hour, app_id, where):
+        through = now.table.transaction_version(app_id)
+        if _is_committed(now, hour, app_id, where) or (through is not None and through >= hour):
             filesystem = stream.filesystem
             for path in ours:
                 filesystem.delete_file(path)
@@ -423,6 +424,45 @@ def _commit(
     except (DeltaError, OSError) as error:
         raise StreamError(f"{stream.path}/_delta_log: the commit failed: {error}") from error
     return True
+
+
+def skip_hour(
+    path: str | os.PathLike[str],
+    hour: int,
+    *,
+    app_id: str = "keras_exfm",
+    storage_options: dict[str, str] | None = None,
+) -> bool:
+    """Commits that an hour has no rows, so that a writer need not look at it again.
+
+    Args:
+        path: The table.
+        hour: An hour after those committed.
+        app_id: Name of the writer. Defaults to `"keras_exfm"`.
+        storage_options: As in `Stream`. Defaults to `None`.
+
+    Returns:
+        `True` if it was committed; `False` if there is no table yet, or this writer is past it.
+    """
+    through = committed_through(path, app_id, storage_options)
+    if hours(path, storage_options=storage_options) and (through is None or through < hour):
+        stream = Stream(path, storage_options=storage_options)
+        return _commit(stream, [], {"hour": hour, "rows": 0}, app_id, stream.path, storage_options)
+    return False
+
+
+def committed_through(
+    path: str | os.PathLike[str],
+    app_id: str = "keras_exfm",
+    storage_options: dict[str, str] | None = None,
+) -> int | None:
+    """The last hour that a writer committed or skipped; `None` if there is none."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(os.fspath(path), storage_options):
+        return None
+    table = DeltaTable(os.fspath(path), storage_options=storage_options)
+    return table.transaction_version(app_id)
 
 
 def hours(
@@ -549,7 +589,8 @@ def _same_type(ours: pa.DataType, theirs: pa.DataType) -> bool:
     return ours == theirs
 
 
-def _filesystem(uri: str, storage_options: dict[str, str] | None) -> pafs.FileSystem:
+def table_filesystem(uri: str, storage_options: dict[str, str] | None) -> pafs.FileSystem:
+    """The folder of a Delta table, to read and write files in."""
     if "://" not in uri or uri.startswith("file://"):
         local, root = (
             pafs.FileSystem.from_uri(uri) if "://" in uri else (pafs.LocalFileSystem(), uri)

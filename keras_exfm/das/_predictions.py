@@ -1,0 +1,201 @@
+"""What the teacher said of each example, once: a Delta table that all verticals join."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from keras_exfm.streaming import StreamError
+from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter
+from keras_exfm.streaming.columns import own_column
+from keras_exfm.streaming.stream import table_filesystem
+
+APP_ID = "das"
+_VECTOR = "teacher_representation"
+
+
+class Predictions:
+    """The table of predictions, one partition an hour, appended to in time order exactly once.
+
+    Columns: `hour`, `example_id`, `timestamp`, `teacher_logit`, `teacher_snapshot`,
+    `teacher_age_s`, and `teacher_representation` (bytes of float16) where vectors are logged.
+
+    Args:
+        path: Folder or URL of the table.
+        representation_size: Length of the vectors. Defaults to `None`: none.
+        storage_options: Options of the object store. Defaults to `None`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        representation_size: int | None = None,
+        storage_options: dict[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.representation_size = representation_size
+        self.storage_options = storage_options
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """The table's columns."""
+        fields = [
+            ("hour", pa.int64()),
+            ("example_id", pa.int64()),
+            ("timestamp", pa.int64()),
+            ("teacher_logit", pa.float32()),
+            ("teacher_snapshot", pa.string()),
+            ("teacher_age_s", pa.float32()),
+        ]
+        if self.representation_size is not None:
+            fields.append((_VECTOR, pa.binary()))
+        return pa.schema(fields)
+
+    def table(self) -> Any:
+        """The Delta table as it is now; `None` if there is none yet."""
+        from deltalake import DeltaTable
+
+        if not DeltaTable.is_deltatable(self.path, self.storage_options):
+            return None
+        table = DeltaTable(self.path, storage_options=self.storage_options)
+        held = pa.schema(table.schema().to_arrow()).names
+        if held != self.arrow_schema.names:
+            raise StreamError(
+                f"{self.path}: the predictions have the columns {held}; expected "
+                f"{self.arrow_schema.names}. A service that logs other columns needs another "
+                "output."
+            )
+        return table
+
+    def through(self) -> int | None:
+        """The last hour that was committed."""
+        table = self.table()
+        return None if table is None else table.transaction_version(APP_ID)
+
+    def hours(self) -> dict[int, int]:
+        """Hour -> rows."""
+        table = self.table()
+        found: dict[int, int] = {}
+        if table is not None:
+            actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
+            for hour, rows in zip(actions.get("partition.hour", []), actions["num_records"]):
+                found[int(hour)] = found.get(int(hour), 0) + int(rows)
+        return found
+
+    def append(self, hour: int, batches: Iterable[pa.Table], note: dict[str, Any]) -> bool:
+        """Commits an hour; `False` if another worker has.
+
+        Args:
+            hour: The hour.
+            batches: Its rows.
+            note: Kept in the commit's metadata; may be filled while `batches` run.
+        """
+        from deltalake import CommitProperties, DeltaTable, Transaction
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        table = self.table()
+        if table is None:
+            if "://" not in self.path:
+                os.makedirs(self.path, exist_ok=True)
+            DeltaTable.create(
+                self.path,
+                self.arrow_schema,
+                mode="ignore",
+                partition_by=["hour"],
+                storage_options=self.storage_options,
+            )
+            table = self.table()
+        through = table.transaction_version(APP_ID)
+        if through is not None and through >= hour:
+            return False
+        files = table_filesystem(table.table_uri, self.storage_options)
+        writer = HourWriter(self.path, files, hour)
+        try:
+            for batch in batches:
+                writer.write(batch.select([n for n in self.arrow_schema.names if n != "hour"]))
+            actions, about = writer.finish()
+            table.create_write_transaction(
+                actions,
+                "append",
+                table.schema(),
+                partition_by=["hour"],
+                commit_properties=CommitProperties(
+                    custom_metadata={NOTE_KEY: json.dumps(about | note)},
+                    app_transactions=[Transaction(APP_ID, hour)],
+                ),
+            )
+        except CommitFailedError as error:
+            if self._has(hour, writer):
+                return True
+            writer.abandon()
+            through = self.through()
+            if through is not None and through >= hour:
+                return False
+            raise StreamError(f"{self.path} (hour {hour}): the commit failed: {error}") from error
+        except BaseException as error:
+            if not self._has(hour, writer):
+                writer.abandon()
+            if isinstance(error, (DeltaError, OSError)):
+                raise StreamError(f"{self.path}/_delta_log: the commit failed: {error}") from error
+            raise
+        return True
+
+    def dataset(self, hour: int) -> pads.Dataset | None:
+        """One hour's rows to scan; `None` if it has none."""
+        files = self._files(hour)
+        if not files:
+            return None
+        table = self.table()
+        options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+        return pads.dataset(
+            files,
+            schema=pa.schema([f for f in self.arrow_schema if f.name != "hour"]),
+            filesystem=table_filesystem(table.table_uri, self.storage_options),
+            format=pads.ParquetFileFormat(default_fragment_scan_options=options),
+        )
+
+    def check_readable(self, hour: int) -> None:
+        """Reads every page of an hour.
+
+        Raises:
+            StreamError: Names the first file that cannot be read.
+        """
+        dataset = self.dataset(hour)
+        for fragment in dataset.get_fragments() if dataset is not None else ():
+            try:
+                for _ in fragment.to_batches():
+                    pass
+            except (pa.ArrowException, OSError) as error:
+                raise StreamError(
+                    f"{self.path}/{fragment.path}: cannot read the Parquet file: {error}"
+                ) from error
+
+    def with_vectors(self, rows: pa.Table) -> pa.Table:
+        """Rows whose vectors are the lists that `write_hour` takes, not bytes."""
+        if self.representation_size is None:
+            return rows
+        size = self.representation_size
+        vectors = own_column(rows.column(_VECTOR), size)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size)
+        return rows.set_column(rows.column_names.index(_VECTOR), _VECTOR, lists)
+
+    def _files(self, hour: int) -> list[str]:
+        table = self.table()
+        if table is None:
+            return []
+        actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
+        hours = actions.get("partition.hour", [])
+        return sorted(path for at, path in zip(hours, actions["path"]) if int(at) == hour)
+
+    def _has(self, hour: int, writer: HourWriter) -> bool:
+        """Whether a commit that ended in an error was one all the same."""
+        try:
+            return bool(set(writer.files) & set(self._files(hour)))
+        except Exception:
+            # Unknown: files that are nobody's go with the next `vacuum`.
+            return True

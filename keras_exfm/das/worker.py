@@ -1,0 +1,326 @@
+"""A worker of a service: does what is due, in units that are each done exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from keras_exfm import streaming
+from keras_exfm.das._join import HourJoin
+from keras_exfm.das._predictions import APP_ID, Predictions
+from keras_exfm.das._side_output import SideOutput
+from keras_exfm.das.engines import Engine, make_engine
+from keras_exfm.das.job import Job
+from keras_exfm.streaming import StreamError, partitions
+
+Kind = Literal["score", "emit", "audit", "missed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one unit of work did.
+
+    Attributes:
+        kind: `"score"` (an hour's predictions), `"emit"` (an hour of a vertical's stream),
+            `"audit"` (an hour of a task's events, to the side output) or `"missed"` (an hour that
+            landed after later ones were committed, to the side output).
+        name: The vertical or task; `""` for `"score"` and `"missed"`.
+        hour: The hour.
+        committed: `False` if another worker had done it.
+        rows: Rows scored, emitted or left out.
+        scored: Rows with a teacher.
+        positives: Rows with label 1 (of the vertical's first task).
+        not_finite: Rows whose teacher gave NaN or infinity.
+        mean_age_s: Mean age of the teacher over the scored rows; NaN without any.
+        counts: Of an audit: reason -> events.
+        seconds: How long it took.
+    """
+
+    kind: Kind
+    name: str
+    hour: int
+    committed: bool
+    rows: int = 0
+    scored: int = 0
+    positives: int = 0
+    not_finite: int = 0
+    mean_age_s: float = math.nan
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Worker:
+    """Does a job's work.
+
+    An hour goes through three kinds of units. It is **scored** as soon as it has landed, once for
+    all verticals, while its labels are awaited. It is **emitted** into a vertical's stream when the
+    longest window among the vertical's tasks has closed. Its events are **audited**, a task at a
+    time, an hour after the task's window, when late ones are known. Each unit is one Delta commit
+    with an application transaction, or files of fixed names and content: so any number of workers
+    may run one job, and one that is killed at any moment may be started again; nothing is lost or
+    doubled. (Two workers that race may both score an hour; one of them commits.)
+
+    Args:
+        job: The job.
+        on_step: Called after each unit. Defaults to `None`.
+        engine: What scores. Defaults to `None`: what the job asks for.
+
+    Example:
+
+    >>> import pyarrow as pa
+    >>> from keras_exfm.das import Job
+    >>> from keras_exfm.streaming import partitions, read_hour
+    >>> rows = pa.table({"example_id": [1, 2], "timestamp": [5, 9], "vertical": ["feed", "shop"],
+    ...                  "x": [0.5, 1.5]})
+    >>> event = pa.table({"example_id": [2], "timestamp": [12], "label": [1.0]})
+    >>> _ = partitions.write_impressions("data", 0, rows)
+    >>> _ = partitions.write_labels("data", 0, event)
+    >>> job = Job.parse({
+    ...     "name": "ads", "source": "data", "output": "out",
+    ...     "features": [{"kind": "numeric", "name": "x"}], "tasks": {"click": {"window": "90m"}},
+    ...     "verticals": {"all": {"tasks": ["click"]}, "feed": {"tasks": ["click"],
+    ...                   "verticals": ["feed"]}}})
+    >>> [(step.kind, step.name, step.rows) for step in Worker(job).run(ended=True)]
+    [('emit', 'all', 2), ('emit', 'feed', 1), ('audit', 'click', 0)]
+    >>> read_hour("out/all", 0)["label"].tolist()
+    [0.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        on_step: Callable[[Step], None] | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.job = job
+        self.on_step = on_step
+        self.schema = job.schema_of_features()
+        self.engine = engine if engine is not None else make_engine(job, self.schema)
+        self.tasks = job.label_tasks
+        self.join = HourJoin(
+            job.source,
+            self.schema,
+            list(self.tasks.values()),
+            job.source_options or None,
+            job.join.memory_limit,
+            job.join.temp_directory,
+            job.join.threads,
+            job.join.chunk_rows,
+        )
+        size = job.teacher.representation_size if job.teacher else None
+        self.predictions = Predictions(job.predictions, size, job.output_options or None)
+        self.side = SideOutput(job.side, (job.side_options or None))
+        self._checked: set[int] = set()
+
+    def close(self) -> None:
+        """Stops the engine's processes."""
+        if self.engine is not None:
+            self.engine.close()
+
+    def run(self, ended: bool = False) -> list[Step]:
+        """Does all that is due, hour by hour.
+
+        Args:
+            ended: Whether the source has ended: `False` leaves out hours whose partitions or
+                labels may still come. Defaults to `False`.
+
+        Returns:
+            What was done. None of a unit that fails; those before it stay committed.
+        """
+        return list(self.steps(ended))
+
+    def steps(self, ended: bool = False) -> Iterator[Step]:
+        """As `run`, a unit at a time."""
+        for kind, name, hour in self.due(ended):
+            begun = time.monotonic()
+            step = getattr(self, f"_{kind}")(hour, name)
+            step = dataclasses.replace(step, seconds=time.monotonic() - begun)
+            if self.on_step is not None:
+                self.on_step(step)
+            yield step
+
+    def due(self, ended: bool = False) -> list[tuple[Kind, str, int]]:
+        """The units that can be done now, in the order in which they are."""
+        impressions = self.join.hours()
+        newest = self.newest(impressions)
+        if newest is None:
+            return []
+        found: list[tuple[Kind, str, int]] = []
+        through = self.predictions.through() if self.engine is not None else None
+        if self.engine is not None:
+            found += [
+                ("score", "", hour)
+                for hour in impressions
+                if (through is None or hour > through) and (ended or hour < newest)
+            ]
+            known = self.predictions.hours() if through is not None else {}
+            done = self.side.hours("impressions")
+            found += [
+                ("missed", "", hour)
+                for hour in impressions
+                if through is not None and hour <= through
+                and hour not in known and hour not in done
+            ]  # fmt: skip
+        for name in self.job.verticals:
+            path, options = self.job.stream(name), self.job.output_options or None
+            past = streaming.committed_through(path, APP_ID, options)
+            found += [
+                ("emit", name, hour)
+                for hour in impressions
+                if (past is None or hour > past)
+                and (ended or hour + self.job.lag(name) < newest)
+                and not (self.engine is not None and ("missed", "", hour) in found)
+            ]
+        for name, task in self.tasks.items():
+            events = partitions.hours(self.job.source, task.folder, self.job.source_options or None)
+            audited = set(self.side.hours(name))
+            found += [
+                ("audit", name, hour)
+                for hour in sorted({*impressions, *events})
+                if hour not in audited and (ended or hour + task.reach < newest)
+            ]
+        order = {"score": 0, "missed": 1, "emit": 2, "audit": 3}
+        return sorted(found, key=lambda unit: (unit[2], order[unit[0]]))
+
+    def newest(self, impressions: list[int] | None = None) -> int | None:
+        """The newest hour on disk; it, and no hour before it, may be unfinished."""
+        found = self.join.hours() if impressions is None else impressions
+        events = (
+            partitions.hours(self.job.source, task.folder, self.job.source_options or None)
+            for task in self.tasks.values()
+        )
+        return max(itertools.chain(found, *events), default=None)
+
+    def _score(self, hour: int, name: str = "") -> Step:
+        engine = self.engine
+        assert engine is not None
+        self._check(hour)
+        told = _Told()
+
+        def batches() -> Iterator[pa.Table]:
+            for scored in engine.score(self.chunks(hour), self.join.where(hour)):
+                told.not_finite += scored.not_finite
+                told.teacher(scored.rows)
+                yield scored.rows
+
+        committed = self.predictions.append(hour, batches(), {})
+        return told.step("score", "", hour, committed)
+
+    def chunks(self, hour: int) -> Iterator[pa.Table]:
+        """What a teacher needs of an hour's impressions, in time order."""
+        return self.join.rows(hour, columns=["example_id", "timestamp", *self.schema.names])
+
+    def _emit(self, hour: int, name: str) -> Step:
+        if self.engine is None:  # Else it was checked when it was scored.
+            self._check(hour)
+        vertical = self.job.verticals[name]
+        told = _Told()
+        path, options = self.job.stream(name), self.job.output_options or None
+        predictions = None
+        if self.engine is not None:
+            predictions = self.predictions.dataset(hour)
+            if predictions is None:
+                raise StreamError(
+                    f"{self.predictions.path}: no predictions of hour {hour}, which comes before "
+                    "the last one that was scored."
+                )
+
+        def rows() -> Iterator[pa.Table]:
+            try:
+                for table in self.join.rows(
+                    hour, vertical.where, vertical.verticals, predictions, self.job.tasks_of(name)
+                ):
+                    told.teacher(table)
+                    told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
+                    yield self.predictions.with_vectors(table) if self.engine else table
+            except StreamError:
+                self.predictions.check_readable(hour)
+                raise
+
+        found = rows()
+        first = next(found, None)
+        if first is None:
+            committed = streaming.skip_hour(path, hour, app_id=APP_ID, storage_options=options)
+        else:
+            committed = streaming.write_hour(
+                path,
+                hour,
+                itertools.chain([first], found),
+                self.schema,
+                app_id=APP_ID,
+                source=self.join.where(hour),
+                storage_options=options,
+                note={"vertical": name, "tasks": vertical.tasks},
+            )
+        return told.step("emit", name, hour, committed)
+
+    def _audit(self, hour: int, name: str) -> Step:
+        self.join.forget(hour - self.join.reach)
+        counts, events = self.join.audit(hour, self.tasks[name])
+        self.side.write(hour, name, events, counts)
+        return Step("audit", name, hour, True, rows=len(events), counts=counts)
+
+    def _missed(self, hour: int, name: str = "") -> Step:
+        part = self.join.partition(hour)
+        rows = part.dataset().to_table(columns=["example_id", "timestamp", "vertical"])
+        rows = rows.append_column("reason", pa.array(["missed_hour"] * len(rows)))
+        self.side.write(hour, "impressions", rows, {"missed_hour": len(rows)})
+        return Step("missed", "", hour, True, rows=len(rows), counts={"missed_hour": len(rows)})
+
+    def _check(self, hour: int) -> None:
+        if hour not in self._checked:
+            self.join.check(hour)
+            self._checked = {h for h in self._checked if h > hour - 10_000} | {hour}
+
+
+@dataclasses.dataclass
+class _Told:
+    rows: int = 0
+    scored: int = 0
+    positives: int = 0
+    not_finite: int = 0
+    aged: int = 0
+    age_s: float = 0.0
+
+    def teacher(self, table: pa.Table) -> None:
+        self.rows += len(table)
+        if "teacher_logit" in table.column_names:
+            self.scored += len(table) - table.column("teacher_logit").null_count
+            ages = table.column("teacher_age_s").drop_null().to_numpy()
+            self.aged += len(ages)
+            self.age_s += float(ages.sum(dtype=np.float64))
+
+    def step(self, kind: Kind, name: str, hour: int, committed: bool) -> Step:
+        return Step(
+            kind,
+            name,
+            hour,
+            committed,
+            rows=self.rows,
+            scored=self.scored,
+            positives=self.positives,
+            not_finite=self.not_finite,
+            mean_age_s=self.age_s / self.aged if self.aged else math.nan,
+        )
+
+
+def summary(steps: list[Step]) -> dict[str, Any]:
+    """Totals of what was done, by kind."""
+    found: dict[str, Any] = {}
+    for step in steps:
+        if step.committed:
+            entry = found.setdefault(step.kind, {"units": 0, "rows": 0, "seconds": 0.0})
+            entry["units"] += 1
+            entry["rows"] += step.rows
+            entry["seconds"] += step.seconds
+            for reason, count in step.counts.items():
+                entry[reason] = entry.get(reason, 0) + count
+    return found

@@ -1,0 +1,66 @@
+"""Entry points that the tests name as teachers."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def linear(features):
+    return np.float32(0.5) * features["x"] + features["ad"].astype(np.float32)
+
+
+def counting(path):
+    """As `linear`; notes the features of each row that it is asked for."""
+
+    def score(features):
+        with open(path, "a") as file:
+            file.writelines(f"{value!r}\n" for value in features["x"].tolist())
+        return linear(features)
+
+    return score
+
+
+def with_vectors(features):
+    x = features["x"]
+    return linear(features), np.stack([x, -x, np.full_like(x, 0.5)], axis=1)
+
+
+def nan_where_negative(features):
+    return np.where(features["x"] > 0, linear(features), np.float32("nan"))
+
+
+def wide(features):
+    return np.zeros((len(features["x"]), 2), np.float32)
+
+
+def once(path, what):
+    """The first call of all processes does `what`, all others are `linear`."""
+
+    def score(features):
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return linear(features)
+        if what == "hang":
+            time.sleep(600)
+        if what == "die":
+            os.kill(os.getpid(), 9)
+        raise RuntimeError("the teacher fell ill")
+
+    return score
+
+
+def always_dies(features):
+    os.kill(os.getpid(), 9)
+
+
+def slow(path):
+    """As `linear`, but takes its time; `path` says how long, in seconds."""
+
+    def score(features):
+        time.sleep(float(Path(path).read_text()))
+        return linear(features)
+
+    return score
