@@ -2,5 +2,6 @@
 
 from keras_exfm.distillation.external_distillation import ExternalDistillation
 from keras_exfm.distillation.teacher_branch import TeacherBranch
+from keras_exfm.distillation.warm_start import WarmStart, warm_start
 
-__all__ = ["ExternalDistillation", "TeacherBranch"]
+__all__ = ["ExternalDistillation", "TeacherBranch", "WarmStart", "warm_start"]
