@@ -3,6 +3,7 @@
 from keras_exfm.das.job import Job, JobError
 from keras_exfm.das.kafka_sink import KafkaSink
 from keras_exfm.das.kafka_source import KafkaProgress, KafkaSource
+from keras_exfm.das.maintenance import compact, vacuum
 from keras_exfm.das.scorers import (
     CallableScorer,
     EntryPointScorer,
@@ -15,6 +16,7 @@ from keras_exfm.das.scorers import (
 )
 from keras_exfm.das.service import DataAugmentationService, HourReport
 from keras_exfm.das.snapshots import Snapshot, SnapshotError, SnapshotStore
+from keras_exfm.das.verification import Verification, verify
 from keras_exfm.das.worker import Step, Worker
 
 __all__ = [
@@ -37,5 +39,9 @@ __all__ = [
     "SnapshotStore",
     "Step",
     "TeacherTimeout",
+    "Verification",
     "Worker",
+    "compact",
+    "vacuum",
+    "verify",
 ]

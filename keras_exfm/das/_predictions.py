@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -159,21 +159,30 @@ class Predictions:
             format=pads.ParquetFileFormat(default_fragment_scan_options=options),
         )
 
+    def tables(self, hour: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """One hour's rows as they are stored, in their order.
+
+        Raises:
+            StreamError: Names a file that cannot be read.
+        """
+        dataset = self.dataset(hour)
+        for fragment in dataset.get_fragments() if dataset is not None else ():
+            try:
+                for batch in fragment.to_batches(columns=columns):
+                    yield pa.Table.from_batches([batch])
+            except (pa.ArrowException, OSError) as error:
+                raise StreamError(
+                    f"{self.path}/{fragment.path}: cannot read the Parquet file: {error}"
+                ) from error
+
     def check_readable(self, hour: int) -> None:
         """Reads every page of an hour.
 
         Raises:
             StreamError: Names the first file that cannot be read.
         """
-        dataset = self.dataset(hour)
-        for fragment in dataset.get_fragments() if dataset is not None else ():
-            try:
-                for _ in fragment.to_batches():
-                    pass
-            except (pa.ArrowException, OSError) as error:
-                raise StreamError(
-                    f"{self.path}/{fragment.path}: cannot read the Parquet file: {error}"
-                ) from error
+        for _ in self.tables(hour):
+            pass
 
     def with_vectors(self, rows: pa.Table) -> pa.Table:
         """Rows whose vectors are the lists that `write_hour` takes, not bytes."""

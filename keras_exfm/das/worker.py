@@ -162,12 +162,14 @@ class Worker:
                 if (through is None or hour > through) and (ended or hour < newest)
             ]
             known = self.predictions.hours() if through is not None else {}
+            # Hours before these may have been removed on purpose.
+            first = min(known, default=0)
             done = self.side.hours("impressions")
             found += [
                 ("missed", "", hour)
                 for hour in impressions
                 if through is not None and hour <= through
-                and hour not in known and hour not in done
+                and hour > first and hour not in known and hour not in done
             ]  # fmt: skip
         for name in self.job.verticals:
             path, options = self.job.stream(name), self.job.output_options or None
@@ -218,12 +220,9 @@ class Worker:
         """What a teacher needs of an hour's impressions, in time order."""
         return self.join.rows(hour, columns=["example_id", "timestamp", *self.schema.names])
 
-    def _emit(self, hour: int, name: str) -> Step:
-        if self.engine is None:  # Else it was checked when it was scored.
-            self._check(hour)
+    def rows(self, hour: int, name: str) -> Iterator[pa.Table]:
+        """What a vertical's stream holds of an hour, joined from source and predictions."""
         vertical = self.job.verticals[name]
-        told = _Told()
-        path, options = self.job.stream(name), self.job.output_options or None
         predictions = None
         if self.engine is not None:
             predictions = self.predictions.dataset(hour)
@@ -232,18 +231,27 @@ class Worker:
                     f"{self.predictions.path}: no predictions of hour {hour}, which comes before "
                     "the last one that was scored."
                 )
+        try:
+            for table in self.join.rows(
+                hour, vertical.where, vertical.verticals, predictions, self.job.tasks_of(name)
+            ):
+                yield self.predictions.with_vectors(table) if self.engine else table
+        except StreamError:
+            # The join does not say which of its inputs cannot be read.
+            self.predictions.check_readable(hour)
+            raise
+
+    def _emit(self, hour: int, name: str) -> Step:
+        if self.engine is None:  # Else it was checked when it was scored.
+            self._check(hour)
+        told = _Told()
+        path, options = self.job.stream(name), self.job.output_options or None
 
         def rows() -> Iterator[pa.Table]:
-            try:
-                for table in self.join.rows(
-                    hour, vertical.where, vertical.verticals, predictions, self.job.tasks_of(name)
-                ):
-                    told.teacher(table)
-                    told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
-                    yield self.predictions.with_vectors(table) if self.engine else table
-            except StreamError:
-                self.predictions.check_readable(hour)
-                raise
+            for table in self.rows(hour, name):
+                told.teacher(table)
+                told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
+                yield table
 
         found = rows()
         first = next(found, None)
@@ -258,7 +266,7 @@ class Worker:
                 app_id=APP_ID,
                 source=self.join.where(hour),
                 storage_options=options,
-                note={"vertical": name, "tasks": vertical.tasks},
+                note={"vertical": name, "tasks": self.job.verticals[name].tasks},
             )
         return told.step("emit", name, hour, committed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 import uuid
 from typing import Any
@@ -20,6 +21,8 @@ from keras_exfm.streaming.columns import StreamError
 _FILE_BYTES = 256 * 2**20
 _GROUP_ROWS = 131_072
 _KEYS = ("timestamp", "example_id")
+# The engine's own writers end their names with `-c000`.
+_OURS = re.compile(r"part-\d{5}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.zstd\.parquet")
 
 NOTE_KEY = "keras_exfm"
 """Key of a commit's metadata that holds, as JSON, what was committed: hour, rows, digests."""
@@ -133,6 +136,11 @@ class HourWriter:
     def _failed(self, error: Exception) -> StreamError:
         file = self.files[-1] if self.files else f"hour={self.hour}"
         return StreamError(f"{self.where}/{file}: cannot write the Parquet file: {error}")
+
+
+def is_ours(file: str) -> bool:
+    """Whether a file was written here, its rows in order."""
+    return _OURS.fullmatch(file.rsplit("/", 1)[-1]) is not None
 
 
 def _flush(filesystem: pafs.FileSystem, file: str) -> None:

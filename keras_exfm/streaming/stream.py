@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keras_exfm.features import Schema, SchemaError
-from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter
+from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter, is_ours
 from keras_exfm.streaming.columns import (
     Columns,
     StreamError,
@@ -92,11 +92,18 @@ class Stream:
         actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
         self._files: dict[int, list[str]] = {}
         self._rows: dict[int, int] = {}
-        for hour, file, rows in zip(
-            actions.get("partition.hour", []), actions["path"], actions["num_records"]
+        self._spans: dict[str, tuple[Any, Any]] = {}
+        nothing = [None] * len(actions["path"])
+        for hour, file, rows, low, high in zip(
+            actions.get("partition.hour", []),
+            actions["path"],
+            actions["num_records"],
+            actions.get("min.timestamp", nothing),
+            actions.get("max.timestamp", nothing),
         ):
             self._files.setdefault(int(hour), []).append(file)
             self._rows[int(hour)] = self._rows.get(int(hour), 0) + int(rows)
+            self._spans[file] = low, high
 
     @property
     def hours(self) -> list[int]:
@@ -221,6 +228,16 @@ class Stream:
                 chunk["hour"] = np.full(len(batch), hour, np.int64)
             yield chunk
 
+    def tables(self, hour: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Rows of one hour as they are stored, in time order, some ten thousand at a time.
+
+        Raises:
+            StreamError: For a file that cannot be read; names it.
+        """
+        self._check_hour(hour)
+        for _, _, batch in self._batches(hour, list(columns)):
+            yield pa.Table.from_batches([batch])
+
     def _check_hour(self, hour: int) -> None:
         if hour not in self._files:
             raise StreamError(f"{self.path}: no hour {hour}. The stream has {self.hours}")
@@ -228,11 +245,16 @@ class Stream:
     def _batches(
         self, hour: int, columns: list[str], skip: int = 0
     ) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        files = self._files[hour]
-        if len(files) == 1:
-            yield from self._file_batches(files[0], columns, skip)
+        files = self._in_order(hour)
+        if files is not None:
+            start = 0
+            for file in files:
+                for name, row, batch in self._file_batches(file, columns, skip - start):
+                    yield name, start + row, batch
+                start += self._file_rows(file) if len(files) > 1 else 0
             return
-        # Several files (another writer, or `optimize`): only all of them together have an order.
+        # Another writer, or `optimize`: only all rows together have an order.
+        files = self._files[hour]
         keys = ["timestamp", "example_id"]
         both = list(dict.fromkeys([*columns, *keys]))
         parts = [
@@ -245,6 +267,46 @@ class Stream:
         for batch in whole.select(columns).slice(skip).to_batches(max_chunksize=_CHUNK_ROWS):
             yield name, start, batch
             start += len(batch)
+
+    def _in_order(self, hour: int) -> list[str] | None:
+        """The files of an hour such that their rows follow one another in time, if they can.
+
+        Our own writer's files hold their rows in order, which their names tell; others are looked
+        into.
+        """
+        files = self._files[hour]
+        if len(files) > 1:
+            spans = [self._spans[file] for file in files]
+            if any(low is None or high is None for low, high in spans):
+                return None
+            files = sorted(files, key=lambda file: self._spans[file])
+            for one, other in itertools.pairwise(files):
+                if self._spans[one][1] >= self._spans[other][0]:
+                    return None
+        for file in files:
+            if not is_ours(file) and not self._is_sorted(file):
+                return None
+        return files
+
+    def _is_sorted(self, file: str) -> bool:
+        last: tuple[int, int] | None = None
+        for _, _, batch in self._file_batches(file, ["timestamp", "example_id"]):
+            time, example = (batch.column(name).to_numpy() for name in ("timestamp", "example_id"))
+            later, same = time[1:] > time[:-1], time[1:] == time[:-1]
+            if not (later | (same & (example[1:] > example[:-1]))).all():
+                return False
+            if last is not None and (time[0], example[0]) <= last:
+                return False
+            last = time[-1], example[-1]
+        return True
+
+    def _file_rows(self, file: str) -> int:
+        name = f"{self.path}/{file}"
+        try:
+            with self.filesystem.open_input_file(file) as source:
+                return pq.ParquetFile(source).metadata.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise StreamError(f"{name}: cannot read the Parquet file: {error}") from error
 
     def _file_batches(
         self, file: str, columns: list[str], skip: int = 0
