@@ -1,7 +1,7 @@
 """Step 1 of ExFM's Algorithm 1: the student adapters' own update.
 
-The only code of the package that must know the backend: Keras gives a model one optimizer, and
-its `train_step` has another signature on JAX, where the state goes in and out by hand.
+It must know the backend: Keras gives a model one optimizer, and its `train_step` has another
+signature on JAX, where the state goes in and out by hand.
 """
 
 from __future__ import annotations

@@ -35,10 +35,6 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value.isidentifier()
 
 
-def _output(name: str, task: str | None) -> str:
-    return name if task is None else f"{name}_{task}"
-
-
 def _serving_logit(y_pred: Any) -> tuple[Any, bool]:
     """The serving logit (a dict with several tasks), and whether the heads' outputs are beside."""
     if isinstance(y_pred, Mapping) and "logit" in y_pred:
@@ -243,14 +239,16 @@ class ExternalDistillation(keras.Model):
             )
         self.strict = strict
 
-        outputs = {_output("logit", task): tensor for task, tensor in logits.items()}
+        outputs = {self.output_name("logit", task): tensor for task, tensor in logits.items()}
         if isinstance(representation, Mapping):
             if set(representation) != set(self.tasks):
                 raise ValueError(
                     f"`representation` should have the tasks {self.tasks}. "
                     f"Received: {list(representation)}"
                 )
-            own = {_output("representation", task): t for task, t in representation.items()}
+            own = {
+                self.output_name("representation", task): t for task, t in representation.items()
+            }
         else:
             own = {} if representation is None else {"representation": representation}
         for tensor in own.values():
@@ -261,7 +259,7 @@ class ExternalDistillation(keras.Model):
             )
         self.student = keras.Model(inputs, outputs | own, name="student")
         self._columns = _targets.Columns(
-            {task: _output("label", task) for task in self.tasks},
+            {task: self.output_name("label", task) for task in self.tasks},
             tuple(dict.fromkeys(n for b in self.branches for n in b.scalar_columns)),
             {name: size for b in self.branches for name, size in b.vector_columns.items()},
         )
@@ -281,6 +279,11 @@ class ExternalDistillation(keras.Model):
             names += [name + branch.suffix for name in [*own_names, "teacher_coverage"]]
         self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self.build(None)
+
+    @staticmethod
+    def output_name(name: str, task: str | None) -> str:
+        """Key of a task's logit or representation in `student.output`, and of its label in `y`."""
+        return name if task is None else f"{name}_{task}"
 
     @property
     def _several(self) -> bool:
@@ -371,14 +374,14 @@ class ExternalDistillation(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Creates the heads' and the adapters' variables; the student has its own already."""
         for branch in self.branches:
-            key = self._representation_of(branch)
+            key = self.representation_name(branch)
             branch.build(None if key is None else tuple(self.student.output[key].shape))
         self._freeze_adapter()
         self.built = True
 
-    def _representation_of(self, branch: TeacherBranch) -> str | None:
-        """Key of the student's output on which the branch's heads stand."""
-        own = _output("representation", branch.task)
+    def representation_name(self, branch: TeacherBranch) -> str | None:
+        """Key of `student.output` on which the branch's heads stand."""
+        own = self.output_name("representation", branch.task)
         return next((key for key in (own, "representation") if key in self.student.output), None)
 
     def _freeze_adapter(self) -> None:
@@ -392,19 +395,20 @@ class ExternalDistillation(keras.Model):
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The serving logit, or a dict of what all heads predict while training."""
         outputs = self.student(inputs, training=training)
-        logits = {task: outputs[_output("logit", task)] for task in self.tasks}
+        logits = {task: outputs[self.output_name("logit", task)] for task in self.tasks}
         logit = logits if self._several else logits[None]
         if not training:
             return logit
         result = {"logit": logit}
         for branch in self.branches:
             if branch.heads:
-                found = branch(outputs[self._representation_of(branch)], self._step)
+                found = branch(outputs[self.representation_name(branch)], self.step)
                 result |= {name + branch.suffix: value for name, value in found.items()}
         return result
 
     @property
-    def _step(self) -> Any:
+    def step(self) -> Any:
+        """Number of training steps taken; `None` if nothing depends on it."""
         return None if self._iterations is None else ops.convert_to_tensor(self._iterations)
 
     def compile(
@@ -584,7 +588,7 @@ class ExternalDistillation(keras.Model):
                     {name: y_pred[name + branch.suffix] for name in branch.heads},
                     logits[branch.task],
                     targets,
-                    self._step,
+                    self.step,
                     teacher_observed=self.strict,
                 )
                 terms |= {name + branch.suffix: value for name, value in found.items()}
@@ -640,7 +644,7 @@ class ExternalDistillation(keras.Model):
         Its outputs are bit for bit those of `predict` (with several tasks a dict), and its `.keras`
         file holds neither heads nor adapter.
         """
-        logits = {task: self.student.output[_output("logit", task)] for task in self.tasks}
+        logits = {task: self.student.output[self.output_name("logit", task)] for task in self.tasks}
         return keras.Model(
             self.student.input,
             logits if self._several else logits[None],
@@ -674,11 +678,13 @@ class ExternalDistillation(keras.Model):
             ]
         student, tasks = arguments.pop("student"), arguments.pop("tasks", None)
         outputs = student.output
-        own = {task: outputs.get(_output("representation", task)) for task in tasks or ()}
+        own = {task: outputs.get(cls.output_name("representation", task)) for task in tasks or ()}
         shared = outputs.get("representation")
         return cls(
             student.input,
-            {task: outputs[f"logit_{task}"] for task in tasks} if tasks else outputs["logit"],
+            {task: outputs[cls.output_name("logit", task)] for task in tasks}
+            if tasks
+            else outputs["logit"],
             representation=own if any(t is not None for t in own.values()) else shared,
             **arguments,
         )
