@@ -1,5 +1,6 @@
 """The data augmentation service: teacher snapshots, scoring, the join of labels."""
 
+from keras_exfm.das.backfill import Backfilled, backfill, rescore
 from keras_exfm.das.job import Job, JobError
 from keras_exfm.das.kafka_sink import KafkaSink
 from keras_exfm.das.kafka_source import KafkaProgress, KafkaSource
@@ -20,6 +21,7 @@ from keras_exfm.das.verification import Verification, verify
 from keras_exfm.das.worker import Step, Worker
 
 __all__ = [
+    "Backfilled",
     "CallableScorer",
     "DataAugmentationService",
     "EntryPointScorer",
@@ -41,7 +43,9 @@ __all__ = [
     "TeacherTimeout",
     "Verification",
     "Worker",
+    "backfill",
     "compact",
+    "rescore",
     "vacuum",
     "verify",
 ]

@@ -72,6 +72,9 @@ class Worker:
         job: The job.
         on_step: Called after each unit. Defaults to `None`.
         engine: What scores. Defaults to `None`: what the job asks for.
+        hours: First and last hour to work on, both included; `None` leaves an end open. Defaults
+            to all.
+        note: Kept in the metadata of each commit. Defaults to nothing.
 
     Example:
 
@@ -99,9 +102,13 @@ class Worker:
         job: Job,
         on_step: Callable[[Step], None] | None = None,
         engine: Engine | None = None,
+        hours: tuple[int | None, int | None] = (None, None),
+        note: dict[str, Any] | None = None,
     ) -> None:
         self.job = job
         self.on_step = on_step
+        self.hours = hours
+        self.note = note
         self.schema = job.schema_of_features()
         self.engine = engine if engine is not None else make_engine(job, self.schema)
         self.tasks = job.label_tasks
@@ -163,13 +170,13 @@ class Worker:
             ]
             known = self.predictions.hours() if through is not None else {}
             # Hours before these may have been removed on purpose.
-            first = min(known, default=0)
+            oldest = min(known, default=0)
             done = self.side.hours("impressions")
             found += [
                 ("missed", "", hour)
                 for hour in impressions
                 if through is not None and hour <= through
-                and hour > first and hour not in known and hour not in done
+                and hour > oldest and hour not in known and hour not in done
             ]  # fmt: skip
         for name in self.job.verticals:
             path, options = self.job.stream(name), self.job.output_options or None
@@ -189,6 +196,12 @@ class Worker:
                 for hour in sorted({*impressions, *events})
                 if hour not in audited and (ended or hour + task.reach < newest)
             ]
+        first, last = self.hours
+        found = [
+            unit
+            for unit in found
+            if (first is None or unit[2] >= first) and (last is None or unit[2] <= last)
+        ]
         order = {"score": 0, "missed": 1, "emit": 2, "audit": 3}
         return sorted(found, key=lambda unit: (unit[2], order[unit[0]]))
 
@@ -213,7 +226,7 @@ class Worker:
                 told.teacher(scored.rows)
                 yield scored.rows
 
-        committed = self.predictions.append(hour, batches(), {})
+        committed = self.predictions.append(hour, batches(), self.note or {})
         return told.step("score", "", hour, committed)
 
     def chunks(self, hour: int) -> Iterator[pa.Table]:
@@ -266,7 +279,8 @@ class Worker:
                 app_id=APP_ID,
                 source=self.join.where(hour),
                 storage_options=options,
-                note={"vertical": name, "tasks": self.job.verticals[name].tasks},
+                note={"vertical": name, "tasks": self.job.verticals[name].tasks}
+                | (self.note or {}),
             )
         return told.step("emit", name, hour, committed)
 

@@ -1,4 +1,11 @@
-"""The labelled stream: Delta tables, a `tf.data` source and progressive validation."""
+"""The labelled stream: Delta tables, a `tf.data` source and progressive validation.
+
+What needs Keras loads on first use, so that a process that only moves rows, or scores them with
+another framework, starts in a fraction of the time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from keras_exfm.streaming import partitions
 from keras_exfm.streaming.columns import MS_PER_HOUR, StreamError
@@ -11,15 +18,27 @@ from keras_exfm.streaming.stream import (
     skip_hour,
     write_hour,
 )
-from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
-from keras_exfm.streaming.validation import (
-    ValidationResult,
-    load_predictions,
-    progressive_validation,
-    score_column,
-    score_predictions,
-    train_hour,
-)
+
+if TYPE_CHECKING:
+    from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
+    from keras_exfm.streaming.validation import (
+        ValidationResult,
+        load_predictions,
+        progressive_validation,
+        score_column,
+        score_predictions,
+        train_hour,
+    )
+
+_LATER = {
+    "StreamCheckpoint": "stream_checkpoint",
+    "ValidationResult": "validation",
+    "load_predictions": "validation",
+    "progressive_validation": "validation",
+    "score_column": "validation",
+    "score_predictions": "validation",
+    "train_hour": "validation",
+}
 
 __all__ = [
     "MS_PER_HOUR",
@@ -40,3 +59,9 @@ __all__ = [
     "train_hour",
     "write_hour",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

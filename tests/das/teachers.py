@@ -31,6 +31,11 @@ def nan_where_negative(features):
     return np.where(features["x"] > 0, linear(features), np.float32("nan"))
 
 
+def half_with_vectors(features):
+    logits, vectors = with_vectors(features)
+    return np.where(features["x"] > 0, logits, np.float32("nan")), vectors
+
+
 def wide(features):
     return np.zeros((len(features["x"]), 2), np.float32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -133,12 +134,9 @@ class _Process:
 
     def _wait(self, rows: int, begun: float, where: str) -> None:
         """The teacher has its own time limit; this one is for what it cannot interrupt."""
+        batches = max(1, -(-rows // self._batch))
+        limit = 5 + 2 * self._limit * batches + (0 if self._answered else self._start_s)
         while not self._connection.poll(1.0):
-            if not self._answered and self._limit is None:
-                limit = self._start_s
-            else:
-                limit = (self._limit or 0) * max(1, -(-rows // (self._batch or rows or 1))) * 2 + 5
-                limit += 0 if self._answered else self._start_s
             if time.monotonic() - begun > limit:
                 self.end()
                 raise TeacherTimeout(
@@ -166,8 +164,6 @@ class _Process:
         return self._process.wait()
 
     def _start(self) -> None:
-        import json
-
         ours, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
@@ -181,7 +177,7 @@ class _Process:
         self._connection = Connection(ours.detach())
         self._answered = False
         teacher = json.loads(self._settings)["teacher"]
-        self._limit: float | None = teacher["timeout"] / 1000
-        self._batch: int | None = teacher["batch_size"]
+        self._limit: float = teacher["timeout"] / 1000
+        self._batch: int = teacher["batch_size"]
         with contextlib.suppress(OSError):
             self._connection.send_bytes(self._settings.encode())
