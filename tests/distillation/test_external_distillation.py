@@ -9,7 +9,7 @@ import pytest
 
 import keras_exfm
 from keras_exfm.distillation import ExternalDistillation
-from keras_exfm.layers import AuxiliaryHead, StudentAdapter
+from keras_exfm.layers import AuxiliaryHead, StudentAdapter, TeacherGate
 from tests.distillation.restatement import crossentropy, sigmoid
 from tests.distillation.students import FEATURES, all_parts, batch, distilled, functional
 from tests.testing import to_numpy
@@ -170,6 +170,18 @@ def test_serving_model_is_the_student_alone(strict, tmp_path):
     fit_once(model, rate=0.1)
     np.testing.assert_array_equal(to_numpy(serving(x)), to_numpy(model(x)))
     assert np.abs(to_numpy(serving(x)) - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["DLRM", "Wukong", "DeepFM"])
+def test_serving_costs_the_flops_of_the_plain_student(name):
+    ids = [keras_exfm.Categorical(n, 20) for n in ("ad", "user")]
+    schema = keras_exfm.Schema([*ids, keras_exfm.Numeric("age")])
+    plain = getattr(keras_exfm.models, name)(schema, dim=8)
+    expected = keras_exfm.models.flops(plain)
+    model = distilled(plain, **all_parts(gate=TeacherGate(), strict=True))
+    found = keras_exfm.models.flops(model.serving_model())
+    assert found.layers == expected.layers
+    assert found.inference == expected.inference > 0
 
 
 def test_inputs_of_any_structure(tmp_path):
