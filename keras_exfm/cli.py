@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -28,6 +22,15 @@ from rich.progress import (
 from rich.table import Table
 
 from keras_exfm import __version__
+from keras_exfm._cli import das
+from keras_exfm._cli.shared import (
+    Backend,
+    BackendOption,
+    console,
+    import_keras,
+    readable_errors,
+    use_backend,
+)
 
 app = typer.Typer(
     help=(
@@ -40,21 +43,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+app.add_typer(das.app, name="das")
 
 
-class Backend(StrEnum):
-    """Keras backends that keras_exfm supports."""
-
-    tensorflow = "tensorflow"
-    jax = "jax"
-
-
-BackendOption = Annotated[
-    Backend | None,
-    typer.Option(help="Keras backend. Left out: KERAS_BACKEND, else tensorflow."),
-]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,48 +60,6 @@ SeedsOption = Annotated[
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Discard what is in the run's folder and start over.")
 ]
-
-
-def _use_backend(backend: Backend | None) -> None:
-    """Chooses the backend; Keras reads it at its first import, which comes later."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    chosen = backend.value if backend else os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if chosen not in [b.value for b in Backend]:
-        raise typer.BadParameter(
-            f"KERAS_BACKEND should be 'tensorflow' or 'jax'. Received: {chosen!r}"
-        )
-    if chosen == "jax" and importlib.util.find_spec("jax") is None:
-        raise typer.BadParameter("JAX is not installed: pip install 'keras-exfm[jax]'")
-    os.environ["KERAS_BACKEND"] = chosen
-
-
-def _import_keras() -> None:
-    """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            importlib.import_module("keras")
-            importlib.import_module("tensorflow")
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Errors about the user's input or files read as one message, not as a stack trace."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        errors.print("[yellow]Interrupted.[/] The same command goes on from here.")
-        raise typer.Exit(130) from None
-    except (ValueError, FileNotFoundError, OSError) as error:
-        if os.environ.get("KERAS_EXFM_TRACEBACK"):
-            raise
-        errors.print(f"[bold red]Error[/] {escape(str(error))}")
-        errors.print("[dim]KERAS_EXFM_TRACEBACK=1 shows where it was raised.[/]")
-        raise typer.Exit(1) from None
 
 
 class _RichProgress:
@@ -190,17 +139,17 @@ def _overrides(pairs: list[str] | None, seeds: str | None) -> dict[str, Any]:
 def _execute(
     config: str, out: Path | None, backend: Backend | None, overrides: dict[str, Any], fresh: bool
 ) -> None:
-    with _readable_errors():
+    with readable_errors():
         from keras_exfm.pipeline import config as run_config
 
         settings = run_config.load(config, overrides)
-        _use_backend(backend)
+        use_backend(backend)
         directory = out or Path("runs") / settings.name
         console.print(
             f"[bold]{escape(settings.name)}[/] -> {directory}  "
             f"[dim](keras on {os.environ['KERAS_BACKEND']}; starting)[/]"
         )
-        _import_keras()
+        import_keras()
         from keras_exfm.pipeline import Run
 
         started = time.monotonic()
@@ -306,7 +255,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report again: one self-contained HTML file."""
-    with _readable_errors():
+    with readable_errors():
         from keras_exfm import report as html
 
         console.print(f"[bold]Report[/] {html.write(run_dir, out)}")

@@ -25,10 +25,12 @@ ORDER = [
     {"models"},
     {"distillation"},
     {"streaming"},
+    {"export"},
     {"das"},
     {"datasets"},
     {"report"},
     {"pipeline"},
+    {"_cli"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

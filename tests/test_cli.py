@@ -70,7 +70,7 @@ def test_backend_option_reaches_keras(backend):
     other = {"tensorflow": "jax", "jax": "tensorflow"}[backend]
     code = (
         "import sys, keras_exfm.cli as cli; assert 'keras' not in sys.modules;"
-        f"cli._use_backend(cli.Backend.{backend}); import keras; print(keras.backend.backend())"
+        f"cli.use_backend(cli.Backend.{backend}); import keras; print(keras.backend.backend())"
     )
     environment = {**os.environ, "KERAS_BACKEND": other}
     done = subprocess.run(

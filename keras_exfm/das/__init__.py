@@ -1,10 +1,12 @@
 """The data augmentation service: teacher snapshots, scoring, the join of labels."""
 
 from keras_exfm.das.backfill import Backfilled, backfill, rescore
+from keras_exfm.das.follower import Follower
 from keras_exfm.das.job import Job, JobError
 from keras_exfm.das.kafka_sink import KafkaSink
 from keras_exfm.das.kafka_source import KafkaProgress, KafkaSource
 from keras_exfm.das.maintenance import compact, vacuum
+from keras_exfm.das.metrics import Metrics
 from keras_exfm.das.scorers import (
     CallableScorer,
     EntryPointScorer,
@@ -17,6 +19,7 @@ from keras_exfm.das.scorers import (
 )
 from keras_exfm.das.service import DataAugmentationService, HourReport
 from keras_exfm.das.snapshots import Snapshot, SnapshotError, SnapshotStore
+from keras_exfm.das.status import status
 from keras_exfm.das.verification import Verification, verify
 from keras_exfm.das.worker import Step, Worker
 
@@ -25,6 +28,7 @@ __all__ = [
     "CallableScorer",
     "DataAugmentationService",
     "EntryPointScorer",
+    "Follower",
     "HourReport",
     "Job",
     "JobError",
@@ -32,6 +36,7 @@ __all__ = [
     "KafkaSink",
     "KafkaSource",
     "KerasScorer",
+    "Metrics",
     "OnnxScorer",
     "SavedModelScorer",
     "Scorer",
@@ -46,6 +51,7 @@ __all__ = [
     "backfill",
     "compact",
     "rescore",
+    "status",
     "vacuum",
     "verify",
 ]

@@ -259,11 +259,15 @@ class Worker:
             self._check(hour)
         told = _Told()
         path, options = self.job.stream(name), self.job.output_options or None
+        note: dict[str, Any] = {"vertical": name, "tasks": self.job.verticals[name].tasks}
+        note |= self.note or {}
 
         def rows() -> Iterator[pa.Table]:
             for table in self.rows(hour, name):
                 told.teacher(table)
                 told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
+                # Part of the commit, which comes after the last row.
+                note.update(told.figures())
                 yield table
 
         found = rows()
@@ -279,8 +283,7 @@ class Worker:
                 app_id=APP_ID,
                 source=self.join.where(hour),
                 storage_options=options,
-                note={"vertical": name, "tasks": self.job.verticals[name].tasks}
-                | (self.note or {}),
+                note=note,
             )
         return told.step("emit", name, hour, committed)
 
@@ -319,6 +322,13 @@ class _Told:
             ages = table.column("teacher_age_s").drop_null().to_numpy()
             self.aged += len(ages)
             self.age_s += float(ages.sum(dtype=np.float64))
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "scored": self.scored,
+            "positives": self.positives,
+            "mean_age_s": self.age_s / self.aged if self.aged else None,
+        }
 
     def step(self, kind: Kind, name: str, hour: int, committed: bool) -> Step:
         return Step(

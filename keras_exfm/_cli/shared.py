@@ -1,0 +1,73 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class Backend(StrEnum):
+    """Keras backends that keras_exfm supports."""
+
+    tensorflow = "tensorflow"
+    jax = "jax"
+
+
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option(help="Keras backend. Left out: KERAS_BACKEND, else tensorflow."),
+]
+
+
+def use_backend(backend: Backend | None) -> None:
+    """Chooses the backend; Keras reads it at its first import, which comes later."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    chosen = backend.value if backend else os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if chosen not in [b.value for b in Backend]:
+        raise typer.BadParameter(
+            f"KERAS_BACKEND should be 'tensorflow' or 'jax'. Received: {chosen!r}"
+        )
+    if chosen == "jax" and importlib.util.find_spec("jax") is None:
+        raise typer.BadParameter("JAX is not installed: pip install 'keras-exfm[jax]'")
+    os.environ["KERAS_BACKEND"] = chosen
+
+
+def import_keras() -> None:
+    """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            importlib.import_module("keras")
+            importlib.import_module("tensorflow")
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Errors about the user's input or files read as one message, not as a stack trace."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("[yellow]Interrupted.[/] The same command goes on from here.")
+        raise typer.Exit(130) from None
+    except (ValueError, FileNotFoundError, OSError) as error:
+        if os.environ.get("KERAS_EXFM_TRACEBACK"):
+            raise
+        errors.print(f"[bold red]Error[/] {escape(str(error))}")
+        errors.print("[dim]KERAS_EXFM_TRACEBACK=1 shows where it was raised.[/]")
+        raise typer.Exit(1) from None
