@@ -27,6 +27,7 @@ _SUBPACKAGES = (
     "pipeline",
     "report",
     "streaming",
+    "tuner",
 )
 _NAMES = {
     "Categorical": "features",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         pipeline,
         report,
         streaming,
+        tuner,
     )
     from keras_exfm.distillation import ExternalDistillation
     from keras_exfm.features import Categorical, MultiHot, Numeric, Schema

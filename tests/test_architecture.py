@@ -28,6 +28,7 @@ ORDER = [
     {"export"},
     {"das"},
     {"datasets"},
+    {"tuner"},
     {"report"},
     {"pipeline"},
     {"_cli"},

@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from keras_exfm.metrics import AUC, Calibration, GroupedAUC, LogLoss, NormalizedEntropy
+from keras_exfm.metrics import (
+    AUC,
+    Calibration,
+    CalibrationError,
+    GroupedAUC,
+    LogLoss,
+    NormalizedEntropy,
+)
 from tests.metrics.compiled import update
 
-SUMS = [NormalizedEntropy, LogLoss, Calibration]
+SUMS = [NormalizedEntropy, LogLoss, Calibration, CalibrationError]
 ALL = [*SUMS, AUC, GroupedAUC]
 
 
@@ -46,6 +53,8 @@ def expected(cls, parts):
         return sk.log_loss(y, p, sample_weight=w) / sk.log_loss(y, rate, sample_weight=w)
     if cls is Calibration:
         return (w * p).sum() / (w * y).sum()
+    if cls is CalibrationError:
+        return abs(np.log((w * p).sum() / (w * y).sum()))
     if cls is AUC:
         return sk.roc_auc_score(y, z, sample_weight=w)
     areas, sizes = [], []
@@ -115,7 +124,7 @@ def test_one_class_is_undefined(cls, label):
     y = np.full(16, label, "float32")
     batch = (y, np.zeros(16, "float32"), np.ones(16, "float32"))
     metric = update(cls(), [adapt(cls, batch)])
-    defined = cls is LogLoss or (cls is Calibration and label == 1)
+    defined = cls is LogLoss or (cls in (Calibration, CalibrationError) and label == 1)
     assert np.isfinite(float(metric.result())) == defined
 
 
