@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 from keras import ops
+
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable_arithmetic() -> Iterator[None]:
+    """Graphs that are traced within use integers that every serving runtime divides.
+
+    LiteRT has no remainder of unsigned integers. The rows are the same.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def murmur3_mix32(ids: Any) -> Any:
@@ -34,5 +52,9 @@ def murmur3_mix32(ids: Any) -> Any:
 
 def hash_to_rows(ids: Any, sizes: Any) -> Any:
     """int32 rows `murmur3_mix32(ids) mod sizes`; `sizes` broadcasts against `ids`."""
+    if _portable.get():
+        wide = ops.cast(murmur3_mix32(ids), "int64")
+        sizes = ops.cast(ops.convert_to_tensor(sizes, dtype="int32"), "int64")
+        return ops.cast(ops.mod(wide, sizes), "int32")
     sizes = ops.cast(ops.convert_to_tensor(sizes, dtype="int32"), "uint32")
     return ops.cast(ops.mod(murmur3_mix32(ids), sizes), "int32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -27,6 +28,18 @@ def check_regularizer(name: str, regularizer: Any, optimizer: RowOptimizer | Non
             "`weight_decay` instead, or pass `optimizer=None`. Received: "
             f"{name}={regularizer!r}, optimizer={optimizer!r}"
         )
+
+
+def masked_lookup(ids: Any, rows: int, take: Callable[[Any], Any]) -> Any:
+    """`take(ids)`, but zeros for the id -1 and NaN for any other id outside `0 .. rows - 1`."""
+    inside = ops.logical_and(ids >= 0, ids < rows)
+    # The backends disagree on what a bad index reads, so none is ever passed on.
+    vectors = take(ops.where(inside, ids, 0))
+    # NaN stands only where it is the answer: an ONNX converter turns a selection into a sum of
+    # products, where a NaN that was not selected would show.
+    known = ops.logical_or(inside, ops.equal(ids, -1))
+    outside = ops.cast(ops.where(known, 0.0, float("nan")), vectors.dtype)
+    return ops.where(inside[..., None], vectors, outside[..., None])
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -169,14 +182,7 @@ class EmbeddingTable(keras.layers.Layer):
         if self._engine is not None:
             vectors = self._engine.lookup(ids, training, fresh)
         else:
-            inside = ops.logical_and(ids >= 0, ids < self.rows)
-            # The backends disagree on what a bad index reads, so none is ever passed on.
-            vectors = ops.take(self.table, ops.where(inside, ids, 0), axis=0)
-            # NaN stands only where it is the answer: an ONNX converter turns a selection into a
-            # sum of products, where a NaN that was not selected would show.
-            known = ops.logical_or(inside, ops.equal(ids, -1))
-            outside = ops.cast(ops.where(known, 0.0, float("nan")), vectors.dtype)
-            vectors = ops.where(inside[..., None], vectors, outside[..., None])
+            vectors = masked_lookup(ids, self.rows, lambda at: ops.take(self.table, at, axis=0))
         return ops.cast(vectors, self.compute_dtype)
 
     def _check_fresh(self, ids: Any, fresh: Any) -> None:
