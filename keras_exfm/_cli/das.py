@@ -16,7 +16,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from keras_exfm._cli.shared import BackendOption, console, readable_errors, use_backend
+from keras_exfm._cli.shared import (
+    BackendOption,
+    console,
+    hour_span,
+    readable_errors,
+    use_backend,
+)
 
 app = typer.Typer(
     help=(
@@ -172,7 +178,7 @@ def verify(
         settings = _job(job)
         from keras_exfm.das.verification import verify as find
 
-        found = find(settings, vertical, _hours(hours), source)
+        found = find(settings, vertical, hour_span(hours), source)
         for table in found:
             state = "[bold red]not whole[/]" if table.problems else "[green]whole[/]"
             console.print(
@@ -233,7 +239,7 @@ def backfill(job: JobArgument, hours: HoursOption = None, backend: BackendOption
         use_backend(backend)
         from keras_exfm.das.backfill import backfill as do
 
-        done = do(settings, _hours(hours))
+        done = do(settings, hour_span(hours))
         for one in done:
             console.print(
                 f"{escape(one.table)} hour {one.hour}: {one.filled} of {one.missing} rows "
@@ -256,25 +262,13 @@ def rescore(
         use_backend(backend)
         from keras_exfm.das.backfill import rescore as do
 
-        do(settings, output, _hours(hours), lambda step: console.print(_line(step)))
+        do(settings, output, hour_span(hours), lambda step: console.print(_line(step)))
 
 
 def _job(path: Path) -> Any:
     from keras_exfm.das.job import Job
 
     return Job.load(path)
-
-
-def _hours(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    first, colon, last = text.partition(":")
-    try:
-        if not colon:
-            return int(first), int(first)
-        return int(first) if first else None, int(last) if last else None
-    except ValueError:
-        raise typer.BadParameter(f"--hours takes FIRST:LAST. Received: {text!r}") from None
 
 
 def _line(step: Any) -> str:

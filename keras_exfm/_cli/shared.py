@@ -57,6 +57,19 @@ def import_keras() -> None:
             os.close(kept)
 
 
+def hour_span(text: str | None) -> tuple[int | None, int | None]:
+    """First and last hour of an option FIRST:LAST; `None` where it leaves an end open."""
+    if text is None:
+        return None, None
+    first, colon, last = text.partition(":")
+    try:
+        if not colon:
+            return int(first), int(first)
+        return int(first) if first else None, int(last) if last else None
+    except ValueError:
+        raise typer.BadParameter(f"--hours takes FIRST:LAST. Received: {text!r}") from None
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Errors about the user's input or files read as one message, not as a stack trace."""

@@ -93,7 +93,7 @@ def export_model(
     (('ad', 'age'), ('logit',), True)
     """
     began = time.monotonic()
-    model = _serving(model)
+    model = serving_model(model)
     _check_arguments(model, targets, output, representation, tables, opset)
     schema = find_schema(model)
     if opset < 18 and "onnx" in targets and schema is not None:
@@ -227,7 +227,15 @@ def find_schema(model: keras.Model) -> Schema | None:
     return None
 
 
-def _serving(model: Any) -> keras.Model:
+def serving_model(model: Any) -> keras.Model:
+    """The model that is served: a student without its heads, or the model itself.
+
+    Args:
+        model: An `ExternalDistillation` or a functional model.
+
+    Raises:
+        ExportError: For anything else.
+    """
     if isinstance(model, ExternalDistillation):
         return model.serving_model()
     if not isinstance(model, keras.Model) or getattr(model, "inputs", None) is None:

@@ -210,7 +210,7 @@ def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _column(values: np.ndarray) -> pa.Array:
-    if values.ndim == 2 and values.shape[1] == 1:
-        return pa.array(values[:, 0])
+    if values.ndim == 1 or values.shape[1:] == (1,):
+        return pa.array(values.reshape(-1))
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
