@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from keras_exfm import __version__
-from keras_exfm._cli import das
+from keras_exfm._cli import das, exporting
 from keras_exfm._cli.shared import (
     Backend,
     BackendOption,
@@ -44,6 +44,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(das.app, name="das")
+app.command()(exporting.export)
+app.command()(exporting.score)
 
 
 SetOption = Annotated[
