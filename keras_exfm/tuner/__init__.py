@@ -13,5 +13,39 @@ if importlib.util.find_spec("keras_tuner") is None:
 from keras_exfm.tuner import objectives
 from keras_exfm.tuner.budget import Budget
 from keras_exfm.tuner.cost import Cost
+from keras_exfm.tuner.hypermodels import (
+    HYPERMODELS,
+    AFNHyperModel,
+    AutoIntHyperModel,
+    DCNv2HyperModel,
+    DeepFMHyperModel,
+    DistillationHyperModel,
+    DLRMHyperModel,
+    FinalMLPHyperModel,
+    FMHyperModel,
+    LogisticRegressionHyperModel,
+    MaskNetHyperModel,
+    RankingHyperModel,
+    WukongHyperModel,
+    XDeepFMHyperModel,
+)
 
-__all__ = ["Budget", "Cost", "objectives"]
+__all__ = [
+    "HYPERMODELS",
+    "AFNHyperModel",
+    "AutoIntHyperModel",
+    "Budget",
+    "Cost",
+    "DCNv2HyperModel",
+    "DLRMHyperModel",
+    "DeepFMHyperModel",
+    "DistillationHyperModel",
+    "FMHyperModel",
+    "FinalMLPHyperModel",
+    "LogisticRegressionHyperModel",
+    "MaskNetHyperModel",
+    "RankingHyperModel",
+    "WukongHyperModel",
+    "XDeepFMHyperModel",
+    "objectives",
+]
