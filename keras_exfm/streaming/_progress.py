@@ -44,6 +44,11 @@ class Progress:
         self._places: dict[int, Position] = {}
         self._lock = threading.Lock()
 
+    @property
+    def follows(self) -> bool:
+        """Whether the dataset waits for hours that are committed later."""
+        return bool(self.stream.get("follow"))
+
     def note(self, place: Position) -> None:
         """Keeps the place after a batch, before the batch is handed out."""
         with self._lock:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,6 +38,9 @@ def read(
     epochs: int = 1,
     prefetch: int = 2,
     checkpoint: StreamCheckpoint | None = None,
+    follow: bool = False,
+    poll_s: float = 10.0,
+    stop: Callable[[], bool] | None = None,
 ) -> tf.data.Dataset:
     """A labelled stream as `tf.data` batches of one fixed size, in time order.
 
@@ -67,6 +72,15 @@ def read(
         checkpoint: A `StreamCheckpoint` that is also a callback of the `fit` which reads this
             dataset. If its folder holds a checkpoint, the first pass begins with the batch after
             it, at the table version that it was reading. Defaults to `None`.
+        follow: Do not end: wait for hours that are committed later, and go on with them. A batch
+            that is not full waits for the next hour's rows (or, with `pad="hour"`, is padded).
+            The dataset ends after the last of `hours`, if there is one, or when `stop` says so.
+            A `checkpoint` keeps the place, also of a run that was stopped: the same program goes
+            on there. Keras on JAX fetches two batches ahead of the one that it trains on, so up to
+            two wait with the rest. Defaults to `False`.
+        poll_s: Seconds between looks for new hours. Defaults to `10.0`.
+        stop: Asked while waiting and between hours, at least once a second: `True` ends the
+            dataset. Defaults to `None`: never.
 
     Raises:
         StreamError: For a stream, hours, columns or features that do not exist. A corrupt file or
@@ -103,16 +117,36 @@ def read(
             )
     if pad not in ("hour", "end"):
         raise StreamError(f"`pad` should be 'hour' or 'end'. Received: pad={pad!r}")
-    chosen = stream.select_hours(hours)
+    if follow:
+        if version is not None or epochs != 1:
+            raise StreamError(
+                "`follow` reads each hour once, at the version that has it. Received: "
+                f"version={version!r}, epochs={epochs!r}"
+            )
+        if isinstance(poll_s, bool) or not isinstance(poll_s, (int, float)) or not poll_s > 0:
+            raise StreamError(f"`poll_s` should be a number above 0. Received: poll_s={poll_s!r}")
+        bounds = (None, None) if hours is None else hours
+        if len(bounds) != 2:
+            raise StreamError(f"`hours` should be (first, last). Received: hours={hours!r}")
+        chosen = []
+    else:
+        if stop is not None:
+            raise StreamError("`stop` is for `follow=True`.")
+        chosen = stream.select_hours(hours)
 
     verticals = [vertical] if isinstance(vertical, str) else vertical
     progress = None
     if checkpoint is not None:
+        where = (
+            # Where to end may change from run to run.
+            {"version": None, "hours": [bounds[0], None], "follow": True}
+            if follow
+            else {"version": stream.version, "hours": [chosen[0], chosen[-1]]}
+        )
         progress = checkpoint.attach(
             {
                 "table": stream.table_id,
-                "version": stream.version,
-                "hours": [chosen[0], chosen[-1]],
+                **where,
                 "vertical": None if verticals is None else sorted(verticals),
                 "schema": schema.to_dict(),
                 "batch_size": int(batch_size),
@@ -122,15 +156,38 @@ def read(
             }
         )
 
+    def arriving(first: int | None) -> Iterator[tuple[Stream, int]]:
+        """The hours as they are committed, each with a stream that has it."""
+        low, last = bounds
+        low = first if first is not None else low
+        now, done = stream, None
+        while True:
+            for hour in now.hours:
+                if (low is None or hour >= low) and (done is None or hour > done):
+                    if last is not None and hour > last:
+                        return
+                    yield now, hour
+                    done = hour
+                    if stop is not None and stop():
+                        return
+            if done is not None and last is not None and done >= last:
+                return
+            if not _waited(poll_s, stop):
+                return
+            now = stream.newest()
+
     def batches(start: Position) -> Iterator[tuple[Position, Batch]]:
         number = start.batches
         for repeat in range(start.repeat, epochs):
             first = start.hour if repeat == start.repeat else None
             empty = first is None
             for hour, row, batch in _batches(
-                stream,
+                (
+                    arriving(first)
+                    if follow
+                    else ((stream, h) for h in chosen if first is None or h >= first)
+                ),
                 schema,
-                [h for h in chosen if first is None or h >= first],
                 columns,
                 verticals,
                 batch_size,
@@ -144,7 +201,7 @@ def read(
                     batch = pad_batch(batch, schema, batch_size)
                 number += 1
                 yield Position(number, repeat, hour, row), batch
-            if empty:
+            if empty and not follow:
                 raise StreamError(
                     f"{stream.path}: no row of vertical {vertical!r} in hours "
                     f"{chosen[0]}..{chosen[-1]}"
@@ -153,6 +210,12 @@ def read(
     def generate() -> Iterator[tuple[Batch, Batch, np.ndarray]]:
         if progress is None:
             for _, batch in batches(Position()):
+                yield split(batch, schema, columns)
+            return
+        if follow:
+            # Nothing is held back: the next batch may be hours away.
+            for place, batch in batches(progress.start):
+                progress.note(place)
                 yield split(batch, schema, columns)
             return
         # One batch is held back, so that the last one is known as such when it is handed out.
@@ -176,7 +239,7 @@ def read(
         output_signature=(features, labels, tf.TensorSpec((batch_size,), tf.float32)),
     )
     # The first pass after a restart is shorter than the others: it states no length.
-    if vertical is None and (progress is None or progress.start.batches == 0):
+    if not follow and vertical is None and (progress is None or progress.start.batches == 0):
         sizes = [stream.rows(hour) for hour in chosen]
         sizes = sizes if pad == "hour" else [sum(sizes)]
         count = sum(
@@ -215,10 +278,19 @@ def split(
     return features, labels, batch["weight"]
 
 
+def _waited(seconds: float, stop: Callable[[], bool] | None) -> bool:
+    """Waits; `False` as soon as `stop` says so, or the program ends."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if (stop is not None and stop()) or not threading.main_thread().is_alive():
+            return False
+        time.sleep(min(left, 0.5))
+    return stop is None or not stop()
+
+
 def _batches(
-    stream: Stream,
+    hours: Iterable[tuple[Stream, int]],
     schema: Schema,
-    hours: list[int],
     columns: Sequence[str],
     verticals: Sequence[str] | None,
     size: int,
@@ -231,7 +303,7 @@ def _batches(
     """
     rest: Batch | None = None
     hour = row = 0
-    for hour in hours:
+    for stream, hour in hours:
         row, skip = skip, 0
         for chunk in stream.chunks(hour, schema, columns, verticals, row):
             # The place of the chunk's first row, minus what earlier chunks or hours left.

@@ -67,6 +67,7 @@ class Stream:
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         self.path = os.fspath(path)
+        self.storage_options = storage_options
         try:
             table = DeltaTable(self.path, version=version, storage_options=storage_options)
         except (TableNotFoundError, DeltaError) as error:
@@ -109,6 +110,10 @@ class Stream:
     def hours(self) -> list[int]:
         """The committed hours in time order, from the log alone."""
         return sorted(self._files)
+
+    def newest(self) -> Stream:
+        """The same table as it is now."""
+        return Stream(self.path, storage_options=self.storage_options)
 
     @property
     def columns(self) -> list[str]:

@@ -117,6 +117,7 @@ class StreamCheckpoint(keras.callbacks.Callback):
         self._total = 0
         self._saved = 0
         self._resuming = False
+        self._counters: list[tuple[Any, np.ndarray]] = []
         self._end_of_pass = _EndOfPass()
 
     @property
@@ -143,8 +144,8 @@ class StreamCheckpoint(keras.callbacks.Callback):
         held = self._note["stream"]
         if held["table"] != stream.table_id:
             self._refuse_stream({**held, "table": stream.table_id})
-        if held["version"] == stream.version:
-            return stream
+        if held["version"] in (None, stream.version):
+            return stream  # One that follows has no version of its own.
         if isinstance(path, Stream) or version is not None:
             self._refuse_stream({**held, "version": stream.version})
         return Stream(path, held["version"])  # type: ignore[arg-type]
@@ -213,11 +214,17 @@ class StreamCheckpoint(keras.callbacks.Callback):
         assert progress is not None
         # With several steps an execution, Keras names the last one as if all had had data.
         trained = progress.start.batches + batch + 1
-        if progress.length is not None:
+        if progress.length is not None and not progress.follows:
             trained = min(trained, progress.length)
         self._total += trained - self._batches
         self._batches = trained
-        if trained == progress.length:
+        if progress.follows and keras.backend.backend() == "tensorflow":
+            # When the dataset has ended, TensorFlow still counts a step and draws a mask for the
+            # batch that it then finds missing.
+            variables = [*self.model.variables, *self.model.optimizer.variables]
+            counters = [v for v in variables if not len(v.shape)] + _random_state(self.model)
+            self._counters = [(variable, _numpy(variable)) for variable in counters]
+        if trained == progress.length and not progress.follows:
             # `on_epoch_end` saves. A dataset that states no length is stopped here: if it ran out,
             # Keras would take this pass for the length of all the others.
             if progress.stated is None:
@@ -232,6 +239,13 @@ class StreamCheckpoint(keras.callbacks.Callback):
         model = self.model
         if model.stop_training is self._end_of_pass:
             model.stop_training = False
+        if progress.follows:
+            for variable, value in self._counters:
+                variable.assign(value)
+            # The stream may grow yet: the same program goes on from here.
+            if self._total > self._saved:
+                self._save(with_metrics=True)
+            return
         if self._batches != progress.length:
             if model.stop_training:
                 self._save(with_metrics=True)
@@ -265,6 +279,15 @@ class StreamCheckpoint(keras.callbacks.Callback):
             raise StreamError(
                 f"`fit` would go through {steps or 'an unknown number of'} batches an epoch; the "
                 f"dataset has {self._progress.stated or 'an unknown number'}. {_ONE_FOR_ONE}"
+            )
+        if self._progress.follows and (
+            self.params.get("epochs", 1) > 1 or self.model.steps_per_execution > 1
+        ):
+            raise StreamError(
+                "With `follow=True` a StreamCheckpoint supports one epoch of `fit`, and "
+                "`steps_per_execution` of 1. Received: "
+                f"epochs={self.params.get('epochs')}, "
+                f"steps_per_execution={self.model.steps_per_execution}"
             )
         if self.model.steps_per_execution > 1 and self.params.get("epochs", 1) > 1:
             raise StreamError(
