@@ -17,7 +17,7 @@ from keras_exfm import streaming
 from keras_exfm.das._join import HourJoin
 from keras_exfm.das._predictions import APP_ID, Predictions
 from keras_exfm.das._side_output import SideOutput
-from keras_exfm.das.engines import Engine, make_engine
+from keras_exfm.das.engines import Engine, PartitionEngine, Scored, make_engine
 from keras_exfm.das.job import Job
 from keras_exfm.streaming import StreamError, partitions
 
@@ -221,13 +221,20 @@ class Worker:
         told = _Told()
 
         def batches() -> Iterator[pa.Table]:
-            for scored in engine.score(self.chunks(hour), self.join.where(hour)):
+            for scored in self._scored(engine, hour):
                 told.not_finite += scored.not_finite
                 told.teacher(scored.rows)
                 yield scored.rows
 
         committed = self.predictions.append(hour, batches(), self.note or {})
         return told.step("score", "", hour, committed)
+
+    def _scored(self, engine: Engine, hour: int) -> Iterator[Scored]:
+        where = self.join.where(hour)
+        if isinstance(engine, PartitionEngine):
+            columns = ["example_id", "timestamp", *self.schema.names]
+            return engine.score_partition(self.join.partition(hour), columns, where)
+        return engine.score(self.chunks(hour), where)
 
     def chunks(self, hour: int) -> Iterator[pa.Table]:
         """What a teacher needs of an hour's impressions, in time order."""

@@ -40,6 +40,10 @@ def wide(features):
     return np.zeros((len(features["x"]), 2), np.float32)
 
 
+def ill(features):
+    raise RuntimeError("the teacher fell ill")
+
+
 def once(path, what):
     """The first call of all processes does `what`, all others are `linear`."""
 

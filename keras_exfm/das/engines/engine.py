@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from keras_exfm.das.job import Job
 from keras_exfm.das.scorers import EntryPointScorer, Scorer, SnapshotScorer
 from keras_exfm.das.snapshots import SnapshotStore
 from keras_exfm.features import Schema
+from keras_exfm.streaming.partitions import Partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class PartitionEngine(Protocol):
+    """An engine whose teachers read the files of an hour themselves."""
+
+    def score_partition(self, part: Partition, columns: list[str], where: str) -> Iterator[Scored]:
+        """Scores an hour's files, each row once, in any order."""
+        ...
+
+
 def make_engine(job: Job, schema: Schema) -> Engine | None:
     """The engine that a job asks for; `None` if it has no teacher."""
     if job.teacher is None:
@@ -57,7 +67,7 @@ def make_engine(job: Job, schema: Schema) -> Engine | None:
     if job.engine == "ray":
         from keras_exfm.das.engines.ray import RayEngine
 
-        return RayEngine(settings, max(1, job.teacher.workers))
+        return RayEngine(settings, max(1, job.teacher.workers), job.join.chunk_rows)
     if job.teacher.workers == 0:
         return InlineEngine(settings)
     from keras_exfm.das.engines.local import LocalEngine

@@ -1,0 +1,94 @@
+"""The ray engine gives what the local one gives."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import keras_exfm as kx
+from keras_exfm.das import JobError, Worker, backfill
+from keras_exfm.streaming import MS_PER_HOUR, StreamError
+from tests.das import made
+
+ray = pytest.importorskip("ray")
+HOURS = range(5, 8)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(
+        num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False,
+        object_store_memory=80 * 2**20,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def changed(root, entry="linear", engine="ray", **teacher):
+    point = {"entry_point": f"tests.das.teachers:{entry}", "workers": 1, **teacher}
+    join = {"memory_limit": "200MB", "threads": 1, "chunk_rows": 16}
+    return made.job(root, engine=engine, teacher=point, join=join)
+
+
+def test_the_same_content_as_the_local_engine(tmp_path, cluster):
+    made.source(tmp_path / "data", HOURS)
+    log = tmp_path / "asked"
+    counting = {"entry": "counting", "arguments": {"path": str(log)}}
+    steps = Worker(changed(tmp_path, **counting)).run(ended=True)
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "data").symlink_to(tmp_path / "data")
+    expected = Worker(changed(local, engine="local", workers=0)).run(ended=True)
+    assert made.everything(tmp_path) == made.everything(local)
+    assert [(s.kind, s.name, s.hour, s.rows, s.scored) for s in steps] == [
+        (s.kind, s.name, s.hour, s.rows, s.scored) for s in expected
+    ]
+    assert len(log.read_text().splitlines()) == 3 * 40
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_not_finite_everywhere_and_a_backfill(tmp_path, cluster):
+    made.source(tmp_path / "data", HOURS)
+    steps = Worker(changed(tmp_path, "nan_where_negative")).run(ended=True)
+    rows = made.contents(tmp_path / "out" / "all").values()
+    negative = sum(not row["x"] > 0 for row in rows)
+    assert sum(s.not_finite for s in steps if s.kind == "score") == negative
+    assert (
+        sum(d.filled for d in backfill(changed(tmp_path)) if "predictions" in d.table) == negative
+    )
+
+
+@pytest.mark.slow
+def test_snapshots_on_actors(tmp_path, cluster):
+    made.source(tmp_path / "data", HOURS)
+    store = kx.das.SnapshotStore(tmp_path / "teachers")
+    model = kx.models.LogisticRegression(made.SCHEMA.select(["x"]))
+    model.set_weights([np.full(w.shape, 2.0, np.float32) for w in model.weights])
+    store.publish(model, 6 * MS_PER_HOUR)
+    for name, engine in (("one", "ray"), ("two", "local")):
+        root = tmp_path / name
+        root.mkdir()
+        (root / "data").symlink_to(tmp_path / "data")
+        teacher = {"snapshots": str(tmp_path / "teachers"), "workers": 1}
+        worker = Worker(made.job(root, engine=engine, teacher=teacher))
+        worker.run(ended=True)
+        if engine == "local":
+            worker.close()
+    assert made.everything(tmp_path / "one") == made.everything(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [("wide", r"one logit for each of 16 rows.*\(16, 2\)"), ("ill", "scoring on Ray failed.*ill")],
+)
+def test_what_fails_on_an_actor_is_told(tmp_path, cluster, entry, message):
+    made.source(tmp_path / "data", HOURS)
+    with pytest.raises(StreamError, match=rf"(?s){message}"):
+        Worker(changed(tmp_path, entry)).run(ended=True)
+    assert not list((tmp_path / "out" / "predictions").rglob("*.parquet"))
+
+
+def test_ray_is_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(JobError, match=r"keras-exfm\[ray\]"):
+        Worker(changed(tmp_path))
