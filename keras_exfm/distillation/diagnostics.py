@@ -155,9 +155,9 @@ def _gradients(
             np.ravel(ops.convert_to_numpy(ops.cast(gradient(f, outputs[key]), "float32")))
             for f in (label_loss, teacher_loss)
         ]
-    of_label, of_teacher = (np.linalg.norm(g.astype("float64")) for g in norms)
+    of_label, of_teacher = (float(np.linalg.norm(g.astype("float64"))) for g in norms)
     if of_label == 0:
         return {"gradient_ratio": float("nan"), "gradient_cosine": float("nan")}
     product = float(norms[0].astype("float64") @ norms[1].astype("float64"))
     cosine = product / (of_label * of_teacher) if of_teacher > 0 else float("nan")
-    return {"gradient_ratio": float(of_teacher / of_label), "gradient_cosine": cosine}
+    return {"gradient_ratio": of_teacher / of_label, "gradient_cosine": cosine}

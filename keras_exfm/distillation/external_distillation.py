@@ -125,8 +125,9 @@ class ExternalDistillation(keras.Model):
             Defaults to `None`.
         student_adapter: `keras_exfm.layers.StudentAdapter`. Defaults to `None`.
         adapter_head: `AuxiliaryHead` for the adapter's label. Defaults to `None`: if there is an
-            adapter, a head with the `units`, `gradient_scale` and dtype of `auxiliary_head` (of
-            a fresh `AuxiliaryHead` without one), and no label scale or loss weight.
+            adapter, a head with the `units`, `gradient_scale`, initial values and dtype of
+            `auxiliary_head` (of a fresh `AuxiliaryHead` without one), and no label scale or loss
+            weight.
         shared_head_weight: Weight of the teacher's label in the serving head itself; a number, or
             a `LearningRateSchedule` of Keras, which is read at the number of steps that this model
             was trained (as the heads' `loss_weight` and `gradient_scale` are).

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_exfm.distillation._targets import Label, Targets
 from keras_exfm.layers import AuxiliaryHead, RepresentationHead, StudentAdapter, TeacherGate
+from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.losses import TeacherCrossentropy, known_teacher
 from keras_exfm.losses import _checks as _loss_checks
 
@@ -65,8 +66,9 @@ class TeacherBranch(keras.layers.Layer):
         student_adapter: `keras_exfm.layers.StudentAdapter`. Its `context` names further keys of
             `y`, in full. Defaults to `None`.
         adapter_head: `AuxiliaryHead` for the adapter's label. Defaults to `None`: if there is an
-            adapter, a head with the `units`, `gradient_scale` and dtype of `auxiliary_head` (of
-            a fresh `AuxiliaryHead` without one), and no label scale or loss weight.
+            adapter, a head with the `units`, `gradient_scale`, initial values and dtype of
+            `auxiliary_head` (of a fresh `AuxiliaryHead` without one), and no label scale or loss
+            weight.
         representation_head: `keras_exfm.layers.RepresentationHead` for the teacher's vector.
             Defaults to `None`.
         gate: `keras_exfm.layers.TeacherGate`. Defaults to `None`: none.
@@ -123,6 +125,8 @@ class TeacherBranch(keras.layers.Layer):
             adapter_head = AuxiliaryHead(
                 units=like.units,
                 gradient_scale=like.gradient_scale,
+                output_initializer=clone_initializer(like.output_initializer),
+                prior=like.prior,
                 dtype=like.dtype_policy,
                 name="adapter_head",
             )

@@ -24,6 +24,8 @@ class MLP(keras.layers.Layer):
         dropout: float = 0.0,
         kernel_initializer: Any = "glorot_uniform",
         output_bias: bool = True,
+        output_initializer: Any = None,
+        output_bias_initializer: Any = "zeros",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -33,6 +35,12 @@ class MLP(keras.layers.Layer):
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.output_bias = output_bias
+        self.output_initializer = (
+            self.kernel_initializer
+            if output_initializer is None
+            else keras.initializers.get(output_initializer)
+        )
+        self.output_bias_initializer = keras.initializers.get(output_bias_initializer)
         self.hidden: list[keras.layers.Layer] = []
         self.dropouts: list[keras.layers.Layer] = []
         self.out: keras.layers.Layer | None = None
@@ -60,7 +68,8 @@ class MLP(keras.layers.Layer):
         self.out = keras.layers.Dense(
             self.output_units,
             use_bias=self.output_bias,
-            kernel_initializer=clone_initializer(self.kernel_initializer),
+            kernel_initializer=clone_initializer(self.output_initializer),
+            bias_initializer=clone_initializer(self.output_bias_initializer),
             dtype=self.dtype_policy,
             name="output",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,13 @@ class AuxiliaryHead(keras.layers.Layer):
         label_scale: Factor on the teacher's probability. Defaults to `1.0`.
         gradient_scale: Factor on the gradient into the backbone; a number or a schedule.
             Defaults to `1.0`.
+        output_initializer: Initializer of the last layer's kernel. A head that starts at random
+            sends random gradients into the backbone until it has learned something; with `"zeros"`
+            they start from zero and grow as the head learns. Worth it where the teacher's first
+            predictions meet a student that has been trained already, or a short stream.
+            Defaults to `"glorot_uniform"`.
+        prior: The mean target that the head starts with, such as the click rate: its bias starts
+            at the logit of it. Defaults to `None`: 0.5, as Keras does.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -75,6 +83,8 @@ class AuxiliaryHead(keras.layers.Layer):
         loss_weight: Any = 1.0,
         label_scale: float = 1.0,
         gradient_scale: Any = 1.0,
+        output_initializer: Any = "glorot_uniform",
+        prior: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,6 +92,12 @@ class AuxiliaryHead(keras.layers.Layer):
         self.loss_weight = _loss_checks.schedule("loss_weight", loss_weight)
         self.label_scale = _loss_checks.scale("label_scale", label_scale, positive=True)
         self.gradient_scale = _loss_checks.schedule("gradient_scale", gradient_scale)
+        self.output_initializer = keras.initializers.get(output_initializer)
+        if prior is not None and not 0 < prior < 1:
+            raise ValueError(
+                f"`prior` should be a probability between 0 and 1. Received: prior={prior!r}"
+            )
+        self.prior = None if prior is None else float(prior)
         self._loss = TeacherCrossentropy(self.label_scale)
         self.mlp: Any = None
 
@@ -93,7 +109,16 @@ class AuxiliaryHead(keras.layers.Layer):
                 "AuxiliaryHead expects a representation of shape (batch, features) with a known "
                 f"number of features. Received: representation_shape={shape}"
             )
-        self.mlp = MLP(self.units, 1, dtype=self.dtype_policy, name="mlp")
+        self.mlp = MLP(
+            self.units,
+            1,
+            output_initializer=self.output_initializer,
+            output_bias_initializer=keras.initializers.Constant(
+                0.0 if self.prior is None else math.log(self.prior / (1 - self.prior))
+            ),
+            dtype=self.dtype_policy,
+            name="mlp",
+        )
         self.mlp.build(shape)
         hand_down_trainable(self)
         self.built = True
@@ -142,4 +167,6 @@ class AuxiliaryHead(keras.layers.Layer):
             "loss_weight": _loss_checks.serialize_schedule(self.loss_weight),
             "label_scale": self.label_scale,
             "gradient_scale": _loss_checks.serialize_schedule(self.gradient_scale),
+            "output_initializer": keras.initializers.serialize(self.output_initializer),
+            "prior": self.prior,
         }

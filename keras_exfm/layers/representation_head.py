@@ -45,6 +45,8 @@ class RepresentationHead(keras.layers.Layer):
             Defaults to `1.0`.
         half_life: Number of rows (sum of their weights) after which a vector counts half in `m`
             and `s`. Defaults to `100000.0`.
+        output_initializer: Initializer of the last layer's kernel; see `AuxiliaryHead`. Defaults to
+            `"glorot_uniform"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -77,6 +79,7 @@ class RepresentationHead(keras.layers.Layer):
         loss_weight: Any = 1.0,
         gradient_scale: Any = 1.0,
         half_life: float = 100000.0,
+        output_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -85,6 +88,7 @@ class RepresentationHead(keras.layers.Layer):
         self.loss_weight = _loss_checks.schedule("loss_weight", loss_weight)
         self.gradient_scale = _loss_checks.schedule("gradient_scale", gradient_scale)
         self.half_life = _loss_checks.scale("half_life", half_life, positive=True)
+        self.output_initializer = keras.initializers.get(output_initializer)
         self.mlp: Any = None
 
     def build(self, representation_shape: Any) -> None:
@@ -95,7 +99,13 @@ class RepresentationHead(keras.layers.Layer):
                 "RepresentationHead expects a representation of shape (batch, features) with a "
                 f"known number of features. Received: representation_shape={shape}"
             )
-        self.mlp = MLP(self.units, self.size, dtype=self.dtype_policy, name="mlp")
+        self.mlp = MLP(
+            self.units,
+            self.size,
+            output_initializer=self.output_initializer,
+            dtype=self.dtype_policy,
+            name="mlp",
+        )
         self.mlp.build(shape)
         self._mean = self._moment("mean", (self.size,))
         self._variance = self._moment("variance", (self.size,))
@@ -180,4 +190,5 @@ class RepresentationHead(keras.layers.Layer):
             "loss_weight": _loss_checks.serialize_schedule(self.loss_weight),
             "gradient_scale": _loss_checks.serialize_schedule(self.gradient_scale),
             "half_life": self.half_life,
+            "output_initializer": keras.initializers.serialize(self.output_initializer),
         }

@@ -138,6 +138,10 @@ def test_default_adapter_head_follows_the_auxiliary_head():
     assert config["units"] == [5]
     assert config["gradient_scale"] == 2.5
     assert config["label_scale"] == config["loss_weight"] == 1.0
+    zero = AuxiliaryHead(output_initializer="zeros", prior=0.1)
+    head = distilled(auxiliary_head=zero, student_adapter=StudentAdapter()).adapter_head
+    assert not to_numpy(head.weights[0]).any()
+    assert head.prior == 0.1
     alone = distilled(student_adapter=StudentAdapter()).adapter_head
     assert alone.units == ()
     assert alone.gradient_scale == 1.0

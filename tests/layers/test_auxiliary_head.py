@@ -141,3 +141,22 @@ def test_schedules():
             got = gradient_of(lambda v: keras.ops.sum(h(v, step=step, gate=gate)), x)  # noqa: B023
             want = gradient_of(lambda v: keras.ops.sum(plain(v)), x)
             np.testing.assert_allclose(got, scale * want, rtol=1e-6, atol=1e-9)
+
+
+def test_where_it_starts():
+    """From zero: the prior for every row, and no gradient into the backbone at first."""
+    head = AuxiliaryHead((4,), output_initializer="zeros", prior=0.2)
+    logit = to_numpy(head(X))
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), np.full((6, 1), 0.2), rtol=1e-6)
+    back = gradient_of(lambda x: head.compute_loss(head(x), TEACHER), X)
+    np.testing.assert_array_equal(back, np.zeros_like(X))
+    # The hidden layer starts at random, or nothing would ever move.
+    assert np.abs(to_numpy(head.mlp.hidden[0].kernel)).max() > 0.1
+    config = head.get_config()
+    json.dumps(config)
+    clone = AuxiliaryHead.from_config(config)
+    assert clone.get_config() == config
+    np.testing.assert_array_equal(to_numpy(clone(X)), logit)
+    for prior in (0, 1, -0.1):
+        with pytest.raises(ValueError, match="`prior` should be a probability"):
+            AuxiliaryHead(prior=prior)
