@@ -68,7 +68,7 @@ def student(schema, taught=True):
     parts = {}
     if taught:
         parts = {
-            "auxiliary_head": kx.layers.AuxiliaryHead(),
+            "auxiliary_head": kx.layers.AuxiliaryHead(output_initializer="zeros", prior=0.1),
             "student_adapter": kx.layers.StudentAdapter(residual=True),
             "gate": kx.layers.TeacherGate(half_life=5_000),
         }

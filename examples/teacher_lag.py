@@ -105,7 +105,7 @@ def main():
             guarded, gates = follow(
                 stream,
                 info,
-                auxiliary_head=kx.layers.AuxiliaryHead(loss_weight=0.3),
+                auxiliary_head=kx.layers.AuxiliaryHead(output_initializer="zeros", prior=0.2),
                 student_adapter=kx.layers.StudentAdapter(
                     residual=True, context={"teacher_age_s": 3600.0}
                 ),

@@ -169,7 +169,9 @@ def main():
             (
                 "student with the teacher",
                 {
-                    "auxiliary_head": kx.layers.AuxiliaryHead(loss_weight=0.3),
+                    "auxiliary_head": kx.layers.AuxiliaryHead(
+                        output_initializer="zeros", prior=0.1
+                    ),
                     "student_adapter": kx.layers.StudentAdapter(residual=True),
                     "gate": kx.layers.TeacherGate(),
                 },
