@@ -13,7 +13,7 @@ import pyarrow.dataset as pads
 from keras_exfm.streaming import StreamError
 from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter
 from keras_exfm.streaming.columns import own_column
-from keras_exfm.streaming.stream import table_filesystem
+from keras_exfm.streaming.stream import create_table, table_filesystem
 
 APP_ID = "das"
 _VECTOR = "teacher_representation"
@@ -95,20 +95,14 @@ class Predictions:
             batches: Its rows.
             note: Kept in the commit's metadata; may be filled while `batches` run.
         """
-        from deltalake import CommitProperties, DeltaTable, Transaction
+        from deltalake import CommitProperties, Transaction
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         table = self.table()
         if table is None:
             if "://" not in self.path:
                 os.makedirs(self.path, exist_ok=True)
-            DeltaTable.create(
-                self.path,
-                self.arrow_schema,
-                mode="ignore",
-                partition_by=["hour"],
-                storage_options=self.storage_options,
-            )
+            create_table(self.path, self.arrow_schema, None, self.storage_options)
             table = self.table()
         through = table.transaction_version(APP_ID)
         if through is not None and through >= hour:

@@ -401,14 +401,8 @@ def write_hour(
         if "://" not in path:
             os.makedirs(path, exist_ok=True)
         # An empty table with its schema is a valid stream: a crash right here harms nothing.
-        DeltaTable.create(
-            path,
-            first.schema,
-            mode="ignore",
-            partition_by=["hour"],
-            configuration={SCHEMA_KEY: json.dumps(schema.to_dict())},
-            storage_options=storage_options,
-            raise_if_key_not_exists=False,
+        create_table(
+            path, first.schema, {SCHEMA_KEY: json.dumps(schema.to_dict())}, storage_options
         )
         stream = Stream(path, storage_options=storage_options)
         if _is_committed(stream, hour, app_id, where):
@@ -431,6 +425,31 @@ def write_hour(
                 raise
         writer.abandon()
         raise
+
+
+def create_table(
+    path: str,
+    columns: pa.Schema,
+    configuration: dict[str, str | None] | None,
+    storage_options: dict[str, str] | None,
+) -> None:
+    """Makes a Delta table partitioned by `hour`, unless another worker has."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        DeltaTable.create(
+            path,
+            columns,
+            mode="ignore",
+            partition_by=["hour"],
+            configuration=configuration,
+            storage_options=storage_options,
+            raise_if_key_not_exists=False,
+        )
+    except (DeltaError, OSError) as error:
+        if not DeltaTable.is_deltatable(path, storage_options):
+            raise StreamError(f"{path}/_delta_log: cannot create the table: {error}") from error
 
 
 def _prepare(data: Columns, hour: int, schema: Schema, where: str) -> pa.Table:
