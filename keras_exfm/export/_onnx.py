@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_exfm.export._graph import ServingGraph
+from keras_exfm.export._rewrite import rewrite
 from keras_exfm.export.errors import ExportError
 
 KEY = "keras_exfm"
@@ -49,6 +50,7 @@ def write(
         function, input_signature=function.input_signature, opset=opset
     )
     _tidy(model, graph)
+    rewrite(model)
     named = {part.name: part for part in parts}
     for value in [v for v in model.graph.input if v.name in named]:
         model.graph.input.remove(value)

@@ -30,9 +30,16 @@ def check_regularizer(name: str, regularizer: Any, optimizer: RowOptimizer | Non
         )
 
 
+def in_range(ids: Any, rows: Any) -> Any:
+    """Whether `0 <= ids < rows`."""
+    # Not `ids < rows`: tf2onnx compares so in float32, where integers above 2 ** 24 run into each
+    # other. `>=` it leaves to integers.
+    return ops.logical_and(ids >= 0, ops.logical_not(ids >= rows))
+
+
 def masked_lookup(ids: Any, rows: int, take: Callable[[Any], Any]) -> Any:
     """`take(ids)`, but zeros for the id -1 and NaN for any other id outside `0 .. rows - 1`."""
-    inside = ops.logical_and(ids >= 0, ids < rows)
+    inside = in_range(ids, rows)
     # The backends disagree on what a bad index reads, so none is ever passed on.
     vectors = take(ops.where(inside, ids, 0))
     # NaN stands only where it is the answer: an ONNX converter turns a selection into a sum of

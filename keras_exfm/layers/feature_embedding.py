@@ -21,6 +21,7 @@ from keras_exfm.layers.embedding_table import (
     STORAGE_DTYPES,
     EmbeddingTable,
     check_regularizer,
+    in_range,
 )
 from keras_exfm.optimizers import get
 
@@ -299,7 +300,7 @@ class FeatureEmbedding(keras.layers.Layer):
             ids, fresh = self._dynamic_rows(stack, ids, bool(training) and table.trainable)
         missing = ops.equal(ids, PADDING)
         sizes = ops.convert_to_tensor(stack.sizes)
-        inside = ops.logical_and(ids >= 0, ids < sizes)
+        inside = in_range(ids, sizes)
         local = ids
         if stack.hashed.any():
             hashed = ops.convert_to_tensor(stack.hashed)
