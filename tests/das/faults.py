@@ -104,7 +104,7 @@ def disturb(root, kills, seed, workers=1, span=1.2):
             process.kill()
             count["worker"] += 1
             process.wait()
-            for _ in range(100):
+            for _ in range(600):
                 if all(gone(pid) for pid in scorers):
                     break
                 time.sleep(0.05)

@@ -120,7 +120,7 @@ def test_damaged_predictions_are_named_before_they_are_used(tmp_path, undisturbe
     (file,) = (tmp_path / "out" / "predictions" / "hour=6").glob("*.parquet")
     content = file.read_bytes()
     changed = bytearray(content)
-    changed[len(content) // 8] ^= 8
+    changed[120] ^= 8  # In the column example_id, which comes first.
     for broken in (bytes(changed), content[:-20]):
         file.write_bytes(broken)
         with pytest.raises(StreamError, match=file.name):

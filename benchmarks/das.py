@@ -1,0 +1,399 @@
+"""What the data augmentation service costs beside the teacher, and whether its memory is flat.
+
+    python benchmarks/das.py                        # short, some minutes
+    python benchmarks/das.py --rows 50000000        # for the record: hours
+
+Four measurements, each a process of its own, on one machine:
+
+* **service**: rows per second from impressions and label events on disk to committed rows of a
+  labelled stream (`Worker.run`: join, scoring, two Delta tables, side output), over the rate of the
+  same teacher's bare `model.predict` on arrays in memory. Goal: at least 0.9.
+* **read**: rows per second of `streaming.read` over a committed stream, over the rate at which a
+  small student trains (`fit` on arrays in memory). Goal: at least 10.
+* **fit**: rows per second of `fit` on `streaming.read`, over `fit` on the same batches in memory.
+  Goal: at least 0.95.
+* **memory**: highest resident size of the service and its scorers while `--rows` synthetic rows go
+  through, hour by hour, with a linear teacher; for each engine. Flat: the second half's highest is
+  within a tenth of the first half's.
+
+The teacher is a Wukong of two layers, the student a DLRM; 10 categorical features, one multi-hot,
+four numbers. Rates are medians over `--rounds` rounds that go through all contenders in turn.
+Writes `<out>/das.json` and `<out>/das.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata as metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _processes import cpu_model, keras_versions, run_worker
+
+BATCH = 4096
+TABLES = 10
+
+
+def features() -> list[dict[str, Any]]:
+    categorical = [
+        {"kind": "categorical", "name": f"c{i}", "vocabulary_size": 100_000, "hashed": True}
+        for i in range(TABLES)
+    ]
+    return [
+        *categorical,
+        {"kind": "multi_hot", "name": "h", "vocabulary_size": 100_000, "length": 8, "hashed": True},
+        *({"kind": "numeric", "name": f"n{i}"} for i in range(4)),
+    ]
+
+
+def write_hour(root: Path, hour: int, rows: int, small: bool) -> None:
+    """Impressions of an hour, and clicks of one in ten within half an hour."""
+    import pyarrow as pa
+
+    from keras_exfm.streaming import MS_PER_HOUR, partitions
+
+    rng = np.random.default_rng(hour)
+    ids = np.arange(rows) + hour * 10_000_000
+    shown = hour * MS_PER_HOUR + np.sort(rng.integers(0, MS_PER_HOUR, rows))
+    columns: dict[str, Any] = {
+        "example_id": ids,
+        "timestamp": shown,
+        "vertical": np.where(rng.random(rows) < 0.5, "feed", "search"),
+    }
+    if small:
+        columns["n0"] = rng.normal(size=rows).astype(np.float32)
+        columns["c0"] = rng.integers(0, 2**40, rows)
+    else:
+        for i in range(TABLES):
+            columns[f"c{i}"] = rng.integers(0, 2**40, rows)
+        lists = rng.integers(0, 2**40, 4 * rows)
+        columns["h"] = pa.ListArray.from_arrays(np.arange(0, 4 * rows + 1, 4, np.int32), lists)
+        for i in range(4):
+            columns[f"n{i}"] = rng.normal(size=rows).astype(np.float32)
+    partitions.write_impressions(root, hour, pa.table(columns))
+    clicked = rng.random(rows) < 0.1
+    when = shown[clicked] + rng.integers(0, MS_PER_HOUR // 2, clicked.sum())
+    # Clicks that come in the next hour are left out: its partition is its own to write.
+    mine = when // MS_PER_HOUR == hour
+    events = {
+        "example_id": ids[clicked][mine],
+        "timestamp": when[mine],
+        "label": np.ones(mine.sum(), np.float32),
+    }
+    partitions.write_labels(root, hour, pa.table(events))
+
+
+def job(root: Path, engine: str, workers: int, small: bool) -> Any:
+    from keras_exfm.das import Job
+
+    teacher = {"entry_point": "das:linear"} if small else {"snapshots": str(root / "teachers")}
+    some = [f for f in features() if f["name"] in ("c0", "n0")] if small else features()
+    return Job.parse(
+        {
+            "name": "benchmark",
+            "source": str(root / "data"),
+            "output": str(root / engine),
+            "features": some,
+            "tasks": {"click": {"window": "30m"}},
+            "verticals": {"all": {"tasks": ["click"]}},
+            "teacher": {**teacher, "batch_size": BATCH, "workers": workers},
+            "engine": engine,
+            "join": {"memory_limit": "1GB", "temp_directory": str(root / "spill")},
+        }
+    )
+
+
+def linear(columns: dict[str, np.ndarray]) -> np.ndarray:
+    return columns["n0"] * np.float32(0.5)
+
+
+def teacher_model(schema: Any) -> Any:
+    import keras_exfm as kx
+
+    return kx.models.Wukong(
+        schema, dim=32, num_layers=2, n_fmb=16, n_lcb=16, rank=16, mlp_units=(256,),
+        head_units=(128,),
+    )  # fmt: skip
+
+
+def student_model(schema: Any) -> Any:
+    import keras
+
+    import keras_exfm as kx
+
+    model = kx.models.DLRM(schema, dim=8, top_units=(64, 32))
+    model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
+    return model
+
+
+def measure_service(root: Path, hours: int, workers: int) -> dict[str, float]:
+    from keras_exfm.das import Worker
+
+    out = root / "local"
+    shutil.rmtree(out, ignore_errors=True)
+    worker = Worker(job(root, "local", workers, False))
+    rows = 0
+    begun = time.monotonic()
+    seconds: dict[str, float] = {}
+    for step in worker.steps(ended=True):
+        if step.hour == 0:  # Loads the teacher and compiles it.
+            begun = time.monotonic()
+            continue
+        rows += step.rows * (step.kind == "score")
+        seconds[step.kind] = seconds.get(step.kind, 0.0) + step.seconds
+    spent = time.monotonic() - begun
+    worker.close()
+    return {"rows_per_s": rows / spent, "rows": rows, "seconds": spent, **seconds}
+
+
+def arrays(root: Path, hours: int) -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
+    from keras_exfm import streaming
+    from keras_exfm.features import Schema
+
+    schema = Schema.from_dict({"features": features()})
+    data = [streaming.read_hour(root / "local" / "all", hour, schema) for hour in range(1, hours)]
+    whole = {name: np.concatenate([d[name] for d in data]) for name in data[0]}
+    return schema, {n: whole[n] for n in schema.names}, whole["label"]
+
+
+def measure_predict(root: Path, hours: int) -> dict[str, float]:
+    from keras_exfm.das import SnapshotStore
+
+    _, x, _ = arrays(root, hours)
+    model = SnapshotStore(root / "teachers").latest().load()
+    rows = len(x["c0"]) - len(x["c0"]) % BATCH
+    x = {name: column[:rows] for name, column in x.items()}
+    model.predict({n: c[: 4 * BATCH] for n, c in x.items()}, batch_size=BATCH, verbose=0)
+    begun = time.monotonic()
+    model.predict(x, batch_size=BATCH, verbose=0)
+    return {"rows_per_s": rows / (time.monotonic() - begun), "rows": rows}
+
+
+def measure_read(root: Path, hours: int) -> dict[str, float]:
+    from keras_exfm import streaming
+
+    dataset = streaming.read(root / "local" / "all", batch_size=BATCH)
+    begun, batches = time.monotonic(), 0
+    for _ in dataset:
+        batches += 1
+    return {"rows_per_s": batches * BATCH / (time.monotonic() - begun), "rows": batches * BATCH}
+
+
+def measure_fit(root: Path, hours: int, stream: bool) -> dict[str, float]:
+    import keras
+
+    from keras_exfm import streaming
+
+    schema, x, label = arrays(root, hours)
+    rows = len(label) - len(label) % BATCH
+    model = student_model(schema)
+    times: list[float] = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            times.append(time.monotonic())
+
+    if stream:
+        data = streaming.read(
+            root / "local" / "all", schema, BATCH, hours=(1, hours - 1), drop_remainder=True
+        ).map(lambda x, y, w: (x, y["label"], w))
+        model.fit(data, callbacks=[Clock()], verbose=0)
+    else:
+        x = {name: column[:rows] for name, column in x.items()}
+        weight = np.ones(rows, np.float32)
+        model.fit(x, label[:rows], sample_weight=weight, batch_size=BATCH, shuffle=False,
+                  callbacks=[Clock()], verbose=0)  # fmt: skip
+    # The first steps compile.
+    skip = 5
+    steps = len(times) - 1 - skip
+    return {"rows_per_s": steps * BATCH / (times[-1] - times[skip]), "rows": rows}
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process and its children hold."""
+    total = 0
+    try:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        total += int(next(line for line in status if line.startswith("VmRSS")).split()[1]) * 1024
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            total += resident(int(child))
+    except (OSError, StopIteration):
+        pass
+    return total
+
+
+def measure_memory(root: Path, rows: int, per_hour: int, engine: str) -> dict[str, Any]:
+    """Hours are written, processed and deleted one after another."""
+    from keras_exfm.das import Worker
+
+    shutil.rmtree(root, ignore_errors=True)
+    hours = max(4, rows // per_hour)
+    worker = Worker(job(root, engine, 1, True))
+    peaks: list[int] = []
+    done = threading.Event()
+    top = [0]
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            top[0] = max(top[0], resident(os.getpid()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    begun = time.monotonic()
+    scored = 0
+    for hour in range(hours):
+        write_hour(root / "data", hour, per_hour, small=True)
+        for step in worker.steps():
+            scored += step.rows * (step.kind == "score")
+        for kind in ("impressions", "labels"):
+            shutil.rmtree(root / "data" / kind / f"hour={hour - 4}", ignore_errors=True)
+        peaks.append(top[0])
+        top[0] = 0
+    done.set()
+    thread.join()
+    worker.close()
+    # The first hours load what is needed.
+    half = len(peaks) // 2
+    first, second = max(peaks[2:half] or peaks[:half]), max(peaks[half:])
+    shutil.rmtree(root, ignore_errors=True)
+    return {
+        "rows": scored,
+        "hours": hours,
+        "rows_per_s": scored / (time.monotonic() - begun),
+        "first_half_mb": first / 2**20,
+        "second_half_mb": second / 2**20,
+        "growth": second / first,
+    }
+
+
+def prepare(root: Path, hours: int, per_hour: int) -> None:
+    from keras_exfm.das import SnapshotStore
+    from keras_exfm.features import Schema
+
+    shutil.rmtree(root, ignore_errors=True)
+    for hour in range(hours):
+        write_hour(root / "data", hour, per_hour, small=False)
+    schema = Schema.from_dict({"features": features()})
+    SnapshotStore(root / "teachers").publish(teacher_model(schema), 0)
+
+
+def work(arguments: argparse.Namespace) -> Any:
+    root, hours = arguments.scratch, arguments.hours
+    name, _, option = arguments.measure.partition(":")
+    if name == "prepare":
+        prepare(root, hours, arguments.per_hour)
+        return {}
+    if name == "service":
+        return measure_service(root, hours, int(option))
+    if name == "predict":
+        return measure_predict(root, hours)
+    if name == "read":
+        return measure_read(root, hours)
+    if name == "fit":
+        return measure_fit(root, hours, option == "stream")
+    return measure_memory(root / f"memory-{option}", arguments.rows, arguments.per_hour, option)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=400_000, help="rows of the memory run")
+    parser.add_argument("--per-hour", type=int, default=100_000)
+    parser.add_argument("--hours", type=int, default=4, help="hours of the rates")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=0, help="scoring processes; 0: none")
+    parser.add_argument("--engines", nargs="*", default=["local", "ray"])
+    parser.add_argument("--backend", default="jax")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/das-benchmark"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/das"))
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(work(arguments)))
+        return
+
+    def run(measure: str) -> dict[str, Any]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--measure", measure]
+        path = {"PYTHONPATH": str(Path(__file__).parent)}
+        found = run_worker(command, arguments.backend, path)
+        assert found is not None
+        print(measure, json.dumps(found), flush=True)
+        return found
+
+    run("prepare")
+    service = f"service:{arguments.workers}"
+    measures = (service, "predict", "read", "fit:memory", "fit:stream")
+    results: dict[str, list[dict[str, Any]]] = {measure: [] for measure in measures}
+    for _ in range(arguments.rounds):
+        for measure in measures:
+            results[measure].append(run(measure))
+    rate = {
+        measure: statistics.median(one["rows_per_s"] for one in found)
+        for measure, found in results.items()
+    }
+    ratios = {
+        "service / predict": (rate[service] / rate["predict"], 0.9),
+        "read / student": (rate["read"] / rate["fit:memory"], 10.0),
+        "fit on stream / in memory": (rate["fit:stream"] / rate["fit:memory"], 0.95),
+    }
+    memory = {engine: run(f"memory:{engine}") for engine in arguments.engines}
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", "benchmarks/das.py", *sys.argv[1:]]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "backend": arguments.backend,
+        "versions": keras_versions()
+        | {name: metadata.version(name) for name in ("duckdb", "deltalake", "pyarrow")},
+        "load_before": os.getloadavg(),
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "das.json").write_text(
+        json.dumps({"about": about, "rates": results, "ratios": ratios, "memory": memory}, indent=1)
+    )
+    lines = [
+        "# The data augmentation service",
+        "",
+        f"`{about['command']}`, {about['date']}, {about['cpu']}, Keras on {about['backend']}.",
+        "",
+        "| ratio | measured | goal |",
+        "|---|---|---|",
+        *(f"| {name} | {value:.2f} | {goal} |" for name, (value, goal) in ratios.items()),
+        "",
+        "| rows per second | median | of each round |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {rate[name]:,.0f} | "
+            + ", ".join(f"{one['rows_per_s']:,.0f}" for one in found)
+            + " |"
+            for name, found in results.items()
+        ),
+        "",
+        "| memory | rows | rows/s | first half, MB | second half, MB | growth |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {engine} | {found['rows']:,} | {found['rows_per_s']:,.0f} | "
+            f"{found['first_half_mb']:,.0f} | {found['second_half_mb']:,.0f} | "
+            f"{found['growth']:.2f} |"
+            for engine, found in memory.items()
+        ),
+    ]
+    (arguments.out / "das.md").write_text("\n".join(lines) + "\n")
+    shutil.rmtree(arguments.scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
