@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -70,8 +71,8 @@ def features(rows: int, seed: int) -> dict[str, np.ndarray]:
     return {name: rng.integers(0, VOCABULARY, rows).astype("int32") for name in NAMES}
 
 
-def make(folder: Path) -> dict:
-    """Exports both models; what was compared, and their sizes."""
+def make(folder: Path, models: list[str]) -> dict:
+    """Exports the models; what was compared, and their sizes."""
     import keras
 
     from keras_exfm import Categorical, Schema, export
@@ -79,7 +80,8 @@ def make(folder: Path) -> dict:
 
     schema = Schema([Categorical(name, VOCABULARY) for name in NAMES])
     found: dict[str, Any] = {}
-    for name, sizes in SIZES.items():
+    for name in models:
+        sizes = SIZES[name]
         keras.utils.set_random_seed(1)
         model = Wukong(schema, **sizes)
         rng = np.random.default_rng(2)
@@ -204,7 +206,7 @@ def _versions() -> dict[str, str]:
 def contenders(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """Name, size and backend."""
     found = []
-    for size in SIZES:
+    for size in args.models:
         found += [("Keras", size, backend) for backend in ("tensorflow", "jax")]
         found += [(name, size, "tensorflow") for name in FILES]
     if args.torch:
@@ -228,6 +230,8 @@ def rows_of(raw: dict[tuple[str, str, str], dict[str, list[float]]]) -> list[dic
 def claims(rows: list[dict]) -> list[dict]:
     """The ratios that the project promises, of medians in this run."""
     found = {row["runtime"]: row for row in rows if row["model"] == "student"}
+    if not found:
+        return []
     out = []
     for batch in BATCHES:
         key = f"p50_ms_{batch}"
@@ -285,10 +289,16 @@ def write(
     rows = rows_of(raw)
     result = {
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": cpu_model(), "system": platform.platform()},
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+            # Other work on the machine: the processes that wanted a core, over 1, 5, 15 minutes.
+            "load": os.getloadavg(),
+        },
         "arguments": {
             "rounds": rounds,
-            **{k: getattr(args, k) for k in ("seconds", "warmup", "threads")},
+            **{k: getattr(args, k) for k in ("models", "seconds", "warmup", "threads")},
         },
         "versions": versions,
         "sizes": SIZES,
@@ -303,8 +313,9 @@ def write(
     page = [
         "# Serving latency",
         "",
-        f"`benchmarks/serving.py`, {result['date']}, {cpu_model()}, {args.threads} threads; "
-        f"{rounds} rounds. Milliseconds a batch.",
+        f"`benchmarks/serving.py`, {result['date']}, {cpu_model()}, {os.cpu_count()} cores, "
+        f"{args.threads} threads, {rounds} rounds; load of the machine {os.getloadavg()[2]:.1f}. "
+        "Milliseconds a batch.",
         "",
         table(rows, ["model", "runtime", *heads]),
         "",
@@ -324,13 +335,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--models", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--make", choices=("keras", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
-        print(json.dumps((make if args.make == "keras" else make_torch)(args.folder)))
+        keras = args.make == "keras"
+        print(json.dumps(make(args.folder, args.models) if keras else make_torch(args.folder)))
         return
     if args.contender:
         print(json.dumps(measure(args)))
@@ -339,7 +352,10 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         common = ["--folder", name]
-        models = run_worker([sys.executable, __file__, "--make", "keras", *common], "tensorflow")
+        models = run_worker(
+            [sys.executable, __file__, "--make", "keras", *common, "--models", *args.models],
+            "tensorflow",
+        )
         versions: dict[str, str] = {}
         if args.torch:
             versions |= (
