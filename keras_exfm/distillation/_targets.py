@@ -22,7 +22,9 @@ class Columns(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """All keys."""
-        return (*self.labels.values(), *self.scalars, *self.vectors)
+        # With several tasks, `label` may stand for the first one's.
+        other = ("label",) if len(self.labels) > 1 else ()
+        return (*self.labels.values(), *self.scalars, *self.vectors, *other)
 
 
 class Label(NamedTuple):
@@ -80,6 +82,10 @@ def split(y: Any, sample_weight: Any, columns: Columns) -> Targets:
         if y is None or isinstance(y, (list, tuple)) or len(keys) > 1:
             raise ValueError(f"{_expected(columns)}. Received: y of type {type(y).__name__}")
         y = {keys[0]: y}
+    if len(keys) > 1 and keys[0] not in y and "label" in y:
+        y = {**y, keys[0]: y["label"]}
+        if isinstance(sample_weight, Mapping) and keys[0] not in sample_weight:
+            sample_weight = {**sample_weight, keys[0]: sample_weight.get("label")}
     unknown = sorted(set(y) - set(columns.names))
     if unknown or any(key not in y for key in keys):
         raise ValueError(f"{_expected(columns)}. Received: keys={sorted(y)}")

@@ -98,9 +98,9 @@ class ExternalDistillation(keras.Model):
     **Several teachers** come as `teachers`, a `TeacherBranch` each, with their own heads, adapter
     and gate; a branch named `large` reads `teacher_logit_large` and logs `auxiliary_loss_large`.
     **Several tasks** come as a dict of logits, `{"click": ..., "conversion": ...}`: the labels are
-    then `label_click` and `label_conversion`, NaN where a task's label is not known (the row counts
-    for the other tasks), each branch belongs to a `task`, and predictions, serving model, `loss`
-    and `metrics` of `compile` are dicts by task.
+    then `label_click` (or `label`, as streams name the first task's) and `label_conversion`, NaN
+    where a task's label is not known (the row counts for the other tasks). Each branch belongs to a
+    `task`; predictions, serving model, and `loss` and `metrics` of `compile` are dicts by task.
 
     **Weights and missing teachers.** Each term is `sum_i(weight_i * known_i * h_i) / batch`: the
     same divisor as the label's loss, so a row without a teacher adds nothing and the other rows

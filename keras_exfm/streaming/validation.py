@@ -110,6 +110,7 @@ def progressive_validation(
     predictions_path: str | os.PathLike[str] | None = None,
     start: int | None = None,
     version: int | None = None,
+    task: str | None = None,
 ) -> ValidationResult:
     """Predicts each hour with what the model learned from earlier hours, then trains on it.
 
@@ -148,6 +149,10 @@ def progressive_validation(
         start: First hour to predict; earlier ones come from `predictions_path`. Defaults to the
             first of `hours`.
         version: Table version to read. Defaults to the newest.
+        task: Of a model that predicts a dict of logits by task, the one to judge, against the
+            column `label_<task>`, or `label` if there is none; rows whose label is not known are
+            left out. The model trains on all tasks. Defaults to `None`: the model predicts one
+            logit.
 
     Returns:
         A `ValidationResult`.
@@ -202,7 +207,8 @@ def progressive_validation(
         teacher = _has_own_loss(model)
     targets = _target_columns(model, stream, teacher)
     columns = ["example_id", *(c for c in _OPTIONAL if c in stream.columns)]
-    wanted = [*columns, *_beside(targets)]
+    judged = f"label_{task}" if f"label_{task}" in stream.columns else "label"
+    wanted = list(dict.fromkeys([*columns, *_beside(targets), *_beside([judged])]))
 
     def load(hour: int) -> Arrays:
         return read_hour(stream, hour, schema, columns=wanted, vertical=vertical)
@@ -213,9 +219,13 @@ def progressive_validation(
         data = load(hour)
         batches = list(_fixed(data, schema, batch_size))
         logit = np.concatenate(
-            [np.empty(0, np.float32), *(_predict(model, b, schema) for b in batches)]
+            [np.empty(0, np.float32), *(_predict(model, b, schema, task) for b in batches)]
         )
         kept = {name: data[name] for name in ("label", "weight", *columns)}
+        if judged != "label":
+            unknown = np.isnan(data[judged])
+            kept["label"] = np.where(unknown, 0, data[judged]).astype(np.float32)
+            kept["weight"] = np.where(unknown, 0, data["weight"]).astype(np.float32)
         scored[hour] = {**kept, "logit": logit[: len(data["label"])]}
         if folder is not None:
             _save_predictions(folder, hour, scored[hour])
@@ -385,9 +395,16 @@ def _fixed(data: Arrays, schema: Schema, size: int) -> Iterator[Arrays]:
         yield pad_batch({n: c[start : start + size] for n, c in data.items()}, schema, size)
 
 
-def _predict(model: keras.Model, batch: Arrays, schema: Schema) -> np.ndarray:
+def _predict(
+    model: keras.Model, batch: Arrays, schema: Schema, task: str | None = None
+) -> np.ndarray:
     features = {name: batch[name] for name in schema.names}
-    logit = np.asarray(model.predict_on_batch(features), np.float32)
+    found = model.predict_on_batch(features)
+    tasks = list(found) if isinstance(found, Mapping) else [None]
+    if task not in tasks:
+        what = "one logit" if tasks == [None] else f"the tasks {tasks}"
+        raise StreamError(f"The model predicts {what}. Received: task={task!r}")
+    logit = np.asarray(found if task is None else found[task], np.float32)
     rows = len(batch["label"])
     if logit.shape not in ((rows,), (rows, 1)):
         raise StreamError(

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_exfm as kx
 from keras_exfm.distillation import ExternalDistillation, TeacherBranch
 from keras_exfm.layers import AuxiliaryHead, RepresentationHead, StudentAdapter, TeacherGate
 from tests.distillation.gradients import training_gradients
@@ -282,7 +283,8 @@ def test_representations_by_task():
     )
     assert [b.auxiliary_head.weights[0].shape[0] for b in model.branches] == [7, 5]
     assert model.target_columns == (
-        "label_click", "label_conversion", "teacher_logit_conversion", "teacher_logit_click"
+        "label_click", "label_conversion", "teacher_logit_conversion", "teacher_logit_click",
+        "label",
     )  # fmt: skip
     clone = ExternalDistillation.from_config(model.get_config())
     assert [b.auxiliary_head.weights[0].shape[0] for b in clone.branches] == [7, 5]
@@ -299,6 +301,38 @@ def test_representations_by_task():
     for task, same in (("click", True), ("conversion", False)):
         kernel = next(path for path in only if f"tower_{task}/kernel" in path)
         assert np.array_equal(only[kernel], without[kernel]) == same
+
+
+def test_tasks_on_a_stream(tmp_path):
+    """A stream calls the first task's label `label`; validation judges one task of the student."""
+    keras.utils.set_random_seed(0)
+    schema = kx.Schema([kx.Numeric("x", 4)])
+    rng = np.random.default_rng(0)
+    for hour in (0, 1):
+        x, y, _ = wide_batch(rows=16, seed=hour)
+        rows = {
+            "example_id": np.arange(16) + 16 * hour,
+            "timestamp": np.arange(16) + hour * 3_600_000,
+            "vertical": ["feed"] * 16,
+            "x": x,
+            "label": y["label"],
+            "label_conversion": y["label_conversion"],
+            "teacher_logit": rng.normal(size=16),
+        }
+        kx.streaming.write_hour(tmp_path / "labelled", hour, rows, schema)
+    model = distilled(functional_tasks(), teachers=task_teachers())
+    model.compile(keras.optimizers.SGD(0.1), **EAGER)
+    start = {t: to_numpy(z)[:, 0] for t, z in model(wide_batch(rows=16, seed=0)[0]).items()}
+    result = kx.streaming.progressive_validation(
+        model, tmp_path / "labelled", batch_size=16, task="conversion"
+    )
+    label = wide_batch(rows=16, seed=0)[1]["label_conversion"]
+    known = np.isfinite(label)
+    assert result.rows[0]["examples"] == known.sum()
+    loss = np.logaddexp(0, start["conversion"]) - label * start["conversion"]
+    assert result.rows[0]["logloss"] == pytest.approx(loss[known].mean(), rel=1e-5)
+    with pytest.raises(kx.streaming.StreamError, match=r"predicts the tasks.*click.*task=None"):
+        kx.streaming.progressive_validation(model, tmp_path / "labelled", batch_size=16)
 
 
 @pytest.mark.parametrize(
