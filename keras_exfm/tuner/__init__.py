@@ -10,9 +10,12 @@ if importlib.util.find_spec("keras_tuner") is None:
         "keras_exfm.tuner needs KerasTuner, which is not installed: pip install keras-exfm[tuner]"
     )
 
-from keras_exfm.tuner import objectives
+from keras_exfm.tuner import objectives, scaling
+from keras_exfm.tuner.bayesian_optimization import BayesianOptimization
 from keras_exfm.tuner.budget import Budget
 from keras_exfm.tuner.cost import Cost
+from keras_exfm.tuner.grid_search import GridSearch
+from keras_exfm.tuner.hyperband import Hyperband
 from keras_exfm.tuner.hypermodels import (
     HYPERMODELS,
     AFNHyperModel,
@@ -29,11 +32,13 @@ from keras_exfm.tuner.hypermodels import (
     WukongHyperModel,
     XDeepFMHyperModel,
 )
+from keras_exfm.tuner.random_search import RandomSearch
 
 __all__ = [
     "HYPERMODELS",
     "AFNHyperModel",
     "AutoIntHyperModel",
+    "BayesianOptimization",
     "Budget",
     "Cost",
     "DCNv2HyperModel",
@@ -42,10 +47,14 @@ __all__ = [
     "DistillationHyperModel",
     "FMHyperModel",
     "FinalMLPHyperModel",
+    "GridSearch",
+    "Hyperband",
     "LogisticRegressionHyperModel",
     "MaskNetHyperModel",
+    "RandomSearch",
     "RankingHyperModel",
     "WukongHyperModel",
     "XDeepFMHyperModel",
     "objectives",
+    "scaling",
 ]

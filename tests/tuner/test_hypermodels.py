@@ -21,10 +21,10 @@ SMALL = {"dim": 4, "top_units": (8,), "concat_embeddings": True, "dropout": 0.0}
 def hyperparameters(hypermodel, **values):
     """All hyper-parameters, conditional ones too, with these values."""
     hp = keras_tuner.HyperParameters()
-    kx.models.shapes_only(hypermodel.network, hp)
+    hypermodel.declare_hyperparameters(hp)
     hp.values.update(values)
     hp.ensure_active_values()
-    kx.models.shapes_only(hypermodel.network, hp)
+    hypermodel.declare_hyperparameters(hp)
     hp.ensure_active_values()
     return hp
 
@@ -241,7 +241,6 @@ def test_distillation_space(tmp_path):
     base = DLRMHyperModel(streams.schema(), fixed=SMALL)
     hypermodel = DistillationHyperModel(base, space={"adapter_units": [4, 8]})
     hp = hyperparameters(hypermodel)
-    hypermodel.parts(hp)
     hp.values |= {"student_adapter": True, "auxiliary_units": 16, "loss_weight": 2.0}
     hp.values |= {"adapter_units": 4, "shared_head_weight": 0.3, "label_scale": 2.0}
     model = hypermodel.build(hp)

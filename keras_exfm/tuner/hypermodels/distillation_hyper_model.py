@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import keras_tuner
@@ -14,16 +14,6 @@ from keras_exfm.layers import AuxiliaryHead, StudentAdapter
 from keras_exfm.streaming import Stream
 from keras_exfm.tuner._space import Asker, Choices, Parameter, Range, parameter
 from keras_exfm.tuner.hypermodels.ranking_hyper_model import RankingHyperModel
-
-_DEFAULTS: dict[str, Parameter] = {
-    "label_scale": Range(1.0, 8.0, 1.0, log=True),
-    "gradient_scale": Range(0.1, 30.0, 1.0, log=True),
-    "loss_weight": Range(0.1, 10.0, 1.0, log=True),
-    "auxiliary_units": Choices((0, 16, 64), 16),
-    "student_adapter": Choices((False, True), True),
-    "adapter_units": Choices((4, 8, 16, 32), 8),
-    "shared_head_weight": Choices((0.0, 0.1, 0.3, 1.0), 0.0),
-}
 
 
 class DistillationHyperModel(keras_tuner.HyperModel):
@@ -65,6 +55,17 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         - [Liang et al., 2025, ExFM](https://arxiv.org/abs/2502.17494), sections 4 and 5.
     """
 
+    defaults: ClassVar[Mapping[str, Parameter]] = {
+        "label_scale": Range(1.0, 8.0, 1.0, log=True),
+        "gradient_scale": Range(0.1, 30.0, 1.0, log=True),
+        "loss_weight": Range(0.1, 10.0, 1.0, log=True),
+        "auxiliary_units": Choices((0, 16, 64), 16),
+        "student_adapter": Choices((False, True), True),
+        "adapter_units": Choices((4, 8, 16, 32), 8),
+        "shared_head_weight": Choices((0.0, 0.1, 0.3, 1.0), 0.0),
+    }
+    """The hyper-parameters, beside those of the student."""
+
     def __init__(
         self,
         base: RankingHyperModel,
@@ -78,14 +79,14 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.base = base
         self.fixed = dict(fixed or {})
         self.strict = strict
-        given = {n: parameter(n, value, _DEFAULTS.get(n)) for n, value in (space or {}).items()}
-        unknown = sorted({*self.fixed, *given} - set(_DEFAULTS))
+        given = {n: parameter(n, value, self.defaults.get(n)) for n, value in (space or {}).items()}
+        unknown = sorted({*self.fixed, *given} - set(self.defaults))
         if unknown:
             raise ValueError(
                 f"DistillationHyperModel has no hyper-parameters {unknown}. It has: "
-                f"{sorted(_DEFAULTS)}; those of the student belong to `base`"
+                f"{sorted(self.defaults)}; those of the student belong to `base`"
             )
-        self.space = {**_DEFAULTS, **given}
+        self.space = {**self.defaults, **given}
 
     def parts(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
         """The parts as `keras-exfm run` takes them in `[[students]]`."""
@@ -102,6 +103,11 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             found["student_adapter"] = {"units": [adapter_units]}
             found["strict"] = self.strict
         return found
+
+    def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
+        """Asks for every hyper-parameter, without a model."""
+        self.base.declare_hyperparameters(hp)
+        self.parts(hp)
 
     def network(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The student, not compiled: what a `Budget` counts."""

@@ -125,6 +125,13 @@ class RankingHyperModel(keras_tuner.HyperModel):
         """The model's arguments under these hyper-parameters, all but schema and optimizer."""
         return self._options(Asker(hp, self.space, self.fixed))
 
+    def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
+        """Asks for every hyper-parameter, without a model."""
+        self.options(hp)
+        ask = Asker(hp, self.space, self.fixed)
+        for name in RATES:
+            ask(name)
+
     def network(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The model, not compiled: what a `Budget` counts."""
         options = self.options(hp)
