@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from keras_exfm import __version__
-from keras_exfm._cli import das, exporting
+from keras_exfm._cli import das, exporting, tuning
 from keras_exfm._cli.shared import (
     Backend,
     BackendOption,
@@ -46,6 +46,7 @@ app = typer.Typer(
 app.add_typer(das.app, name="das")
 app.command()(exporting.export)
 app.command()(exporting.score)
+app.command()(tuning.tune)
 
 
 SetOption = Annotated[
