@@ -1,0 +1,98 @@
+"""`keras-exfm tune`."""
+
+import tomllib
+
+import pytest
+from typer.testing import CliRunner
+
+from keras_exfm._cli.tuning import toml
+from keras_exfm.cli import app
+from keras_exfm.pipeline import config
+from keras_exfm.tuner import Cost, DistillationHyperModel, DLRMHyperModel
+from tests.tuner import streams
+
+SMALL = (
+    *("--fix", "dim=2", "--fix", "dropout=0.0", "--fix", "learning_rate=0.01"),
+    *("--fix", "concat_embeddings=true", "--space", "top_units=[4,8,512]"),
+    *("--space", "top_depth=1..2", "--space", "table_learning_rate=0.05..0.4"),
+)
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["tune", *map(str, arguments)])
+
+
+def run_config(text):
+    """The fragment in the place of the demo's own tables."""
+    tree = config.load("demo").model_dump()
+    fragment = tomllib.loads(text)
+    extra = fragment.pop("students", [])
+    return config.parse({**tree, **fragment, "students": [*tree["students"], *extra]})
+
+
+def test_search_then_toml_for_run_then_go_on(tmp_path, backend):
+    stream = streams.write(tmp_path / "labelled", hours=2, count=64)
+    out = tmp_path / "out"
+    command = (
+        *("--model", "dlrm", "--data", stream, "--out", out, "--backend", backend, *SMALL),
+        *("--budget-mflop", 0.004, "--batch-size", 64, "--warmup-hours", 1),
+    )
+    result = call(*command, "--trials", 2)
+    assert result.exit_code == 0, result.output
+    assert "2/2 trials" in result.output
+    assert "progressive_normalized_entropy: the best 2 of 2 trials" in result.output
+    student = run_config((out / "best.toml").read_text()).student
+    assert student.model == "DLRM"
+    assert student.options["dim"] == 2
+    assert 0.05 <= student.table_learning_rate <= 0.4
+    # The wide layer is beyond the budget.
+    assert set(student.options["top_units"]) <= {4, 8}
+
+    again = call(*command, "--trials", 2, "--as", "teacher")
+    assert again.exit_code == 0, again.output
+    teacher = run_config((out / "best.toml").read_text()).teacher
+    assert teacher.options == student.options
+    assert len(list(out.glob("search/trial_*"))) == 2
+
+
+def test_distilled_student_as_toml():
+    base = DLRMHyperModel(streams.schema())
+    hypermodel = DistillationHyperModel(base)
+    values = {name: spec.first for name, spec in {**base.space, **hypermodel.space}.items()}
+    row = {"trial": "3", "hyperparameters": values, "cost": Cost(300, 100, 50)}
+    found = run_config(toml(hypermodel, row))
+    tuned = found.students[-1]
+    assert (tuned.name, tuned.student_adapter) == ("tuned", {"units": [8]})
+    assert tuned.auxiliary_head["units"] == [16]
+    assert found.student.model == "DLRM"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "nope"), "No model 'nope'"),
+        (("--model", "dlrm", "--fix", "widht=3"), "widht"),
+        (("--model", "dlrm", "--fix", "widht"), "KEY=VALUE"),
+        (("--model", "dlrm", "--budget-mflop", "0.000001"), "None of 500 draws"),
+        (("--model", "dlrm", "--budget-mflop", "-1"), "training_flops"),
+    ],
+)
+def test_mistakes_are_explained(arguments, message, tmp_path):
+    stream = streams.write(tmp_path / "labelled", hours=1, count=8)
+    result = call(*arguments, "--data", stream, "--out", tmp_path / "out")
+    assert result.exit_code != 0
+    assert message in " ".join((result.output + (result.stderr or "")).split())
+
+
+@pytest.mark.slow
+def test_workers_share_a_search(tmp_path, backend):
+    stream = streams.write(tmp_path / "labelled", hours=2, count=64)
+    out = tmp_path / "out"
+    result = call(
+        *("--model", "dlrm", "--data", stream, "--out", out, "--backend", backend, *SMALL),
+        *("--batch-size", 64, "--trials", 4, "--workers", 2),
+    )
+    assert result.exit_code == 0, result.output
+    assert "the best 4 of 4 trials" in result.output
+    assert (out / "best.toml").is_file()
+    assert (out / "worker1.log").is_file()
