@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
 
 Batch = dict[str, np.ndarray]
+# Batches that go to TensorFlow at once, at most.
+_BLOCK = 16
 
 
 def read(
@@ -176,12 +179,12 @@ def read(
                 return
             now = stream.newest()
 
-    def batches(start: Position) -> Iterator[tuple[Position, Batch]]:
+    def batches(start: Position) -> Iterator[tuple[Position, Batch, bool]]:
         number = start.batches
         for repeat in range(start.repeat, epochs):
             first = start.hour if repeat == start.repeat else None
             empty = first is None
-            for hour, row, batch in _batches(
+            for hour, row, batch, ends in _batches(
                 (
                     arriving(first)
                     if follow
@@ -200,44 +203,56 @@ def read(
                         continue
                     batch = pad_batch(batch, schema, batch_size)
                 number += 1
-                yield Position(number, repeat, hour, row), batch
+                yield Position(number, repeat, hour, row), batch, ends
             if empty and not follow:
                 raise StreamError(
                     f"{stream.path}: no row of vertical {vertical!r} in hours "
                     f"{chosen[0]}..{chosen[-1]}"
                 )
 
+    def blocks(start: Position) -> Iterator[tuple[list[Position], Batch]]:
+        """Batches of one chunk together: each step from Python to TensorFlow costs a while."""
+        places: list[Position] = []
+        held: list[Batch] = []
+        for place, batch, ends in batches(start):
+            places.append(place)
+            held.append(batch)
+            if ends or len(held) == _BLOCK:
+                yield places, _stacked(held)
+                places, held = [], []
+        if held:
+            yield places, _stacked(held)
+
     def generate() -> Iterator[tuple[Batch, Batch, np.ndarray]]:
         if progress is None:
-            for _, batch in batches(Position()):
-                yield split(batch, schema, columns)
+            for _, block in blocks(Position()):
+                yield split(block, schema, columns)
             return
-        if follow:
-            # Nothing is held back: the next batch may be hours away.
-            for place, batch in batches(progress.start):
+        # One block is held back, so that the last one is known as such when it is handed out. Not
+        # where more may come: the next block may be hours away.
+        last: tuple[list[Position], Batch] | None = None
+        for found in itertools.chain(blocks(progress.start), [None]):
+            ready = found if follow else last
+            last = found
+            if ready is None:
+                continue
+            for place in ready[0]:
                 progress.note(place)
-                yield split(batch, schema, columns)
-            return
-        # One batch is held back, so that the last one is known as such when it is handed out.
-        held: tuple[Position, Batch] | None = None
-        for found in batches(progress.start):
-            if held is not None:
-                progress.note(held[0])
-                yield split(held[1], schema, columns)
-            held = found
-        if held is not None:
-            progress.note(held[0])
-            progress.length = held[0].batches
-            yield split(held[1], schema, columns)
+            if found is None:
+                progress.length = ready[0][-1].batches
+            yield split(ready[1], schema, columns)
 
     features = {f.name: tf.TensorSpec((batch_size, *f.shape), f.dtype) for f in schema}
     labels = {
         name: _tf_spec(stream, name, batch_size) for name in ("label", "teacher_logit", *columns)
     }
+    one = (features, labels, tf.TensorSpec((batch_size,), tf.float32))
     dataset = tf.data.Dataset.from_generator(
         generate,
-        output_signature=(features, labels, tf.TensorSpec((batch_size,), tf.float32)),
-    )
+        output_signature=tf.nest.map_structure(
+            lambda spec: tf.TensorSpec((None, *spec.shape), spec.dtype), one
+        ),
+    ).unbatch()
     # The first pass after a restart is shorter than the others: it states no length.
     if not follow and vertical is None and (progress is None or progress.start.batches == 0):
         sizes = [stream.rows(hour) for hour in chosen]
@@ -278,6 +293,12 @@ def split(
     return features, labels, batch["weight"]
 
 
+def _stacked(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return {name: column[None] for name, column in batches[0].items()}
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
 def _waited(seconds: float, stop: Callable[[], bool] | None) -> bool:
     """Waits; `False` as soon as `stop` says so, or the program ends."""
     until = time.monotonic() + seconds
@@ -296,8 +317,10 @@ def _batches(
     size: int,
     pad: str,
     skip: int,
-) -> Iterator[tuple[int, int, Batch]]:
-    """Batches with the place after each: its hour and the rows of this hour up to there.
+) -> Iterator[tuple[int, int, Batch, bool]]:
+    """Batches, each with the place after it: its hour and the rows of this hour up to there.
+
+    The last element tells whether the next batch needs more to be read.
 
     `skip` rows of the first hour are left out.
     """
@@ -316,13 +339,13 @@ def _batches(
             whole = rows - rows % size
             for start in range(0, whole, size):
                 batch = {name: column[start : start + size] for name, column in chunk.items()}
-                yield hour, first + start + size, batch
+                yield hour, first + start + size, batch, start + size == whole
             rest = {n: column[whole:] for n, column in chunk.items()} if whole < rows else None
         if pad == "hour" and rest is not None:
-            yield hour, row, rest
+            yield hour, row, rest, True
             rest = None
     if rest is not None:
-        yield hour, row, rest
+        yield hour, row, rest, True
 
 
 def _tf_spec(stream: Stream, name: str, rows: int) -> tf.TensorSpec:

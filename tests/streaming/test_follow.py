@@ -158,7 +158,7 @@ def test_a_program_that_leaves_a_stream_ends(tmp_path, backend):
         env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     assert "over" in done.stdout
