@@ -87,6 +87,7 @@ class GridSearch(Search, keras_tuner.GridSearch):
     >>> space = FMHyperModel(schema, fixed={"learning_rate": 0.001}, space={
     ...     "dim": [4, 8], "table_learning_rate": [0.05, 0.1, 0.4]})
     >>> search = GridSearch(space, objectives.auc("progressive"), directory="searches")
+    >>> search.oracle.verbose = 0
     >>> [search.oracle.create_trial(f"tuner{i}").status for i in range(7)].count("RUNNING")
     6
     """

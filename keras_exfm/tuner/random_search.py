@@ -48,6 +48,7 @@ class RandomSearch(Search, keras_tuner.RandomSearch):
     >>> search = RandomSearch(
     ...     WukongHyperModel(schema), objectives.normalized_entropy("progressive"),
     ...     budget=Budget(training_flops=1e6), seed=1, directory="searches")
+    >>> search.oracle.verbose = 0
     >>> trial = search.oracle.create_trial("tuner0")
     >>> search.cost(trial.hyperparameters).training_flops <= 1e6
     True

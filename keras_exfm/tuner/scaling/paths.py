@@ -101,9 +101,9 @@ def configurations(
     >>> schema = Schema([Categorical(f"field{i}", 100) for i in range(8)])
     >>> for each in configurations("Wukong", schema, [1e5, 1e6, 1e7]):
     ...     print(each.options["num_layers"], each.options["n_fmb"], each.cost.training_flops)
-    2 4 ...
-    8 ...
-    8 ...
+    1 4 98739
+    8 7 1080195
+    8 18 9913059
 
     References:
         - [Zhang et al., 2024, Wukong](https://arxiv.org/abs/2403.02545), section 3.8, table 5.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -95,7 +96,13 @@ class Sweep:
             rate: self._run(middle, seed, rate, (self.hours[0], end), start, "rates")
             for rate in self.table_learning_rates
         }
-        return min(tried, key=lambda rate: tried[rate]["figures"]["ne"])
+
+        def quality(rate: float) -> float:
+            # Too high a rate may end in NaN, which no comparison would put last.
+            ne = float(tried[rate]["figures"]["ne"])
+            return ne if math.isfinite(ne) else math.inf
+
+        return min(tried, key=quality)
 
     def _run(
         self,
