@@ -1,0 +1,261 @@
+"""The scaling law of the zoo's models on a synthetic stream and on the Globo news stream.
+
+    python benchmarks/scaling.py --stream synthetic --out FOLDER --seeds 1,2,3
+    python benchmarks/scaling.py --stream globo --data DIR --out FOLDER --seeds 1,2,3
+    python benchmarks/scaling.py --stream synthetic --out FOLDER --tiny
+
+Wukong, DCNv2, DLRM, FinalMLP and MaskNet at training FLOPs per example that span more than two
+orders of magnitude (`keras_exfm.tuner.scaling.configurations`), embeddings of 16 numbers, Adam at
+0.001 and row-wise Adagrad at the best of three rates for each model, one pass, progressive
+validation. The synthetic stream has planted interactions of orders 2 to 8 and a known best NE: its
+curves show the distance to it. Wukong's knobs are then doubled one by one (`--no-knobs` leaves them
+out). Runs that are recorded in `FOLDER/<stream>` are not repeated, so the command may be stopped
+and given again. Writes `<stream>.json`, `<stream>.md` and figures to benchmarks/results/scaling/
+(with `--tiny`, which proves that all of it works and measures nothing, to `FOLDER/results`).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from _processes import cpu_model, keras_versions
+
+RESULTS = Path(__file__).parent / "results" / "scaling"
+MODELS = ("Wukong", "DCNv2", "DLRM", "FinalMLP", "MaskNet")
+RATES = (0.05, 0.15, 0.4)
+SIZES = (0.1e6, 0.3e6, 1e6, 3e6, 10e6, 30e6)
+KNOBS = {
+    "dim": 16,
+    "num_layers": 2,
+    "n_fmb": 8,
+    "n_lcb": 8,
+    "rank": 8,
+    "mlp_units": [64, 64],
+    "head_units": [64],
+}
+SYNTHETIC = {
+    "hours": 240,
+    "examples_per_hour": 10_000,
+    "users": 1000,
+    "ads": 300,
+    "planted": {2: 0.3, 3: 0.3, 4: 0.3, 5: 0.3, 6: 0.3, 7: 0.3, 8: 0.3},
+}
+# What --tiny takes in place of the above.
+TINY = {
+    "sizes": (20e3, 40e3, 80e3, 160e3, 320e3),
+    "models": ("Wukong", "DLRM"),
+    "rates": (0.1, 0.3),
+    "synthetic": {**SYNTHETIC, "hours": 6, "examples_per_hour": 300, "users": 50, "ads": 20},
+    "knobs": {**KNOBS, "num_layers": 1, "n_fmb": 2, "n_lcb": 2, "rank": 2, "mlp_units": [4]},
+    "dim": 4,
+    "batch": 300,
+}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stream", required=True, choices=["synthetic", "globo"])
+    parser.add_argument("--data", help="file or folder of the Globo clicks")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the stream and the runs")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--models", default="")
+    parser.add_argument("--backend", default="tensorflow", choices=["jax", "tensorflow"])
+    parser.add_argument("--batch", type=int, default=1280)
+    parser.add_argument("--no-knobs", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    options.models = options.models.split(",") if options.models else MODELS
+    if options.stream == "globo" and not options.data:
+        parser.error("--stream globo needs --data")
+    if options.tiny:
+        options.models, options.seeds, options.batch = TINY["models"], [1], TINY["batch"]
+    return options
+
+
+def prepare(options):
+    """The labelled stream of all verticals, and the first hour that counts."""
+    from keras_exfm.das import DataAugmentationService
+    from keras_exfm.datasets import SyntheticAds, globo
+
+    source = options.out / options.stream / "impressions"
+    if options.stream == "globo":
+        info = globo.prepare(
+            options.data, source, user_fraction=0.15, days=(1, 10), share_article_table=True
+        )
+        warmup = 71
+    else:
+        synthetic = TINY["synthetic"] if options.tiny else SYNTHETIC
+        info = SyntheticAds(**synthetic).write(source)
+        # Quality is that of the last half, when the tables are warm.
+        warmup = synthetic["hours"] // 2
+    labelled = options.out / options.stream / "labelled"
+    DataAugmentationService(
+        source, labelled, info.schema, label_window_hours=info.label_window_hours
+    ).process_pending()
+    return info, labelled, info.first_hour + warmup
+
+
+def spread(values, digits=5):
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def interval(law, name):
+    low, high = law.interval(name)
+    return f"{getattr(law, name):.3g} [{low:.3g}, {high:.3g}]"
+
+
+def table(records):
+    """A row a size, a column a model: mean and deviation over seeds."""
+    from keras_exfm.tuner.scaling.sweep import excess
+
+    cells = {}
+    for r in records:
+        cells.setdefault((r["name"], r["target"]), []).append(excess(r["figures"]))
+    names = sorted({name for name, _ in cells})
+    lines = [
+        f"| training MFLOP | {' | '.join(names)} |",
+        f"|{'---|' * (len(names) + 1)}",
+    ]
+    for size in sorted({size for _, size in cells}):
+        row = [spread(cells[name, size]) if (name, size) in cells else "-" for name in names]
+        lines.append(f"| {size / 1e6:g} | {' | '.join(row)} |")
+    return lines
+
+
+def law_lines(records):
+    from keras_exfm.tuner import scaling
+
+    lines = [
+        "| model | a | b | c | largest size: predicted | observed | holds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (law, check) in sorted(scaling.laws(records).items()):
+        cells = ["-"] * 3
+        if check is not None:
+            cells = [
+                f"{check.expected:.5f} [{check.low:.5f}, {check.high:.5f}]",
+                f"{check.observed:.5f}",
+                "yes" if check.holds else "no",
+            ]
+        shown = " | ".join([*(interval(law, p) for p in "abc"), *cells])
+        lines.append(f"| {name} | {shown} |")
+    return lines
+
+
+def knob_lines(records):
+    from keras_exfm.tuner.scaling.sweep import excess
+
+    lines = ["| knob | training MFLOP | quality |", "|---|---|---|"]
+    groups = {}
+    for r in records:
+        key = (r["name"], r["cost"]["training_flops"])
+        groups.setdefault(key, []).append(excess(r["figures"]))
+    for (name, size), values in sorted(groups.items()):
+        lines.append(f"| {name} | {size / 1e6:.3g} | {spread(values)} |")
+    return lines
+
+
+def main():
+    options = arguments()
+    os.environ["KERAS_BACKEND"] = options.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from keras_exfm.tuner import scaling
+
+    started = time.monotonic()
+    info, labelled, metrics_from = prepare(options)
+    folder = options.out / options.stream
+    sizes = TINY["sizes"] if options.tiny else SIZES
+    wanted, targets = [], {}
+    for model in options.models:
+        fixed = {"dim": TINY["dim"] if options.tiny else 16}
+        for target, each in zip(sizes, scaling.configurations(model, info.schema, sizes, fixed)):
+            wanted.append(each)
+            targets[each.model, each.cost.training_flops] = target
+
+    def sweep(name):
+        return scaling.Sweep(
+            folder / name,
+            labelled,
+            table_learning_rates=TINY["rates"] if options.tiny else RATES,
+            batch_size=options.batch,
+            metrics_from=metrics_from,
+            progress=lambda line: print(line, flush=True),
+        )
+
+    # Small sizes of all models first: a sweep that is stopped early has curves to show.
+    wanted.sort(key=lambda c: c.cost.training_flops)
+    sweep("sizes").run(wanted, options.seeds)
+    made = {(c.model, c.cost.training_flops) for c in wanted}
+    records = [
+        {**r, "target": targets[r["model"], r["cost"]["training_flops"]]}
+        for r in sweep("sizes").records(options.seeds)
+        if (r["model"], r["cost"]["training_flops"]) in made
+    ]
+    knob_records = []
+    if not options.no_knobs:
+        base = TINY["knobs"] if options.tiny else KNOBS
+        doublings = 1 if options.tiny else 3
+        sweep("knobs").run(scaling.knobs(info.schema, base, doublings), options.seeds)
+        knob_records = sweep("knobs").records(options.seeds)
+
+    results = options.out / "results" if options.tiny else RESULTS
+    results.mkdir(parents=True, exist_ok=True)
+    title = f"{options.stream} stream, {len(options.seeds)} seeds"
+    figures = [
+        scaling.plot_compute(records, results / f"{options.stream}-compute.png", title),
+        scaling.plot_data(records, results / f"{options.stream}-data.png", title),
+    ]
+    if knob_records:
+        file = results / f"{options.stream}-knobs.png"
+        figures.append(scaling.plot_compute(knob_records, file, f"Wukong's knobs, {title}"))
+    command = (
+        f"python benchmarks/scaling.py --stream {options.stream} --out FOLDER "
+        f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend}"
+        f"{' --data DIR' if options.data else ''}{' --tiny' if options.tiny else ''}"
+    )
+    about = {
+        "command": command,
+        "batch": options.batch,
+        "metrics_from": metrics_from,
+        "data": {"description": info.description, "parameters": info.parameters},
+        "versions": {"python": platform.python_version(), **keras_versions()},
+        "processor": cpu_model(),
+        "cores": os.cpu_count(),
+        "seconds_of_this_call": round(time.monotonic() - started),
+        "runs": records,
+        "knobs": knob_records,
+    }
+    (results / f"{options.stream}.json").write_text(json.dumps(about, indent=1) + "\n")
+    bayes = records[0]["figures"].get("bayes_ne")
+    what = "Normalized entropy" if bayes is None else f"NE minus the best possible, {bayes:.5f}"
+    text = [
+        f"# Scaling law: {options.stream} stream",
+        "",
+        f"    {command}",
+        "",
+        info.description,
+        "",
+        f"{what}; mean ± standard deviation over seeds. Sizes are targets, met within a few %.",
+        "",
+        *table(records),
+        "",
+        "`L(C) = a + b C^-c`, C in training FLOPs an example, with 95 % bootstrap intervals; the",
+        "largest size as the law of the smaller ones predicts it.",
+        "",
+        *law_lines(records),
+    ]
+    if knob_records:
+        text += ["", "Wukong's knobs, each doubled by itself:", "", *knob_lines(knob_records)]
+    text += ["", *(f"![]({file.name})" for file in figures)]
+    (results / f"{options.stream}.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
