@@ -113,16 +113,28 @@ class Predictions:
             for batch in batches:
                 writer.write(batch.select([n for n in self.arrow_schema.names if n != "hour"]))
             actions, about = writer.finish()
-            table.create_write_transaction(
-                actions,
-                "append",
-                table.schema(),
-                partition_by=["hour"],
-                commit_properties=CommitProperties(
-                    custom_metadata={NOTE_KEY: json.dumps(about | note)},
-                    app_transactions=[Transaction(APP_ID, hour)],
-                ),
-            )
+
+            def commit(table: Any) -> None:
+                table.create_write_transaction(
+                    actions,
+                    "append",
+                    table.schema(),
+                    partition_by=["hour"],
+                    commit_properties=CommitProperties(
+                        custom_metadata={NOTE_KEY: json.dumps(about | note)},
+                        app_transactions=[Transaction(APP_ID, hour)],
+                    ),
+                )
+
+            try:
+                commit(table)
+            except CommitFailedError:
+                # Another worker was faster. With another hour, or as it made the table at the same
+                # time as we did, this hour is still ours to commit.
+                through = self.through()
+                if self._has(hour, writer) or (through is not None and through >= hour):
+                    raise
+                commit(self.table())
         except CommitFailedError as error:
             if self._has(hour, writer):
                 return True

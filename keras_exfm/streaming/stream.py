@@ -30,6 +30,7 @@ SCHEMA_KEY = "keras_exfm.schema"
 """Table property that holds the features, `Schema.to_dict` as JSON."""
 
 _CHUNK_ROWS = 65_536
+_COMMIT_ATTEMPTS = 5
 
 
 class Stream:
@@ -482,34 +483,39 @@ def _commit(
     from deltalake import CommitProperties, Transaction
     from deltalake.exceptions import CommitFailedError, DeltaError
 
-    hour = note["hour"]
-    try:
-        stream.table.create_write_transaction(
-            actions,
-            "append",
-            stream.table.schema(),
-            partition_by=["hour"],
-            commit_properties=CommitProperties(
-                custom_metadata={NOTE_KEY: json.dumps(note)},
-                app_transactions=[Transaction(app_id, hour)],
-            ),
-        )
-    except CommitFailedError as error:
-        # Another writer was faster; its commit decides.
-        now = Stream(stream.path, storage_options=storage_options)
-        ours = {action.path for action in actions}
-        if ours & set(now.files(hour) if hour in now.hours else ()):
+    hour, table = note["hour"], stream.table
+    for attempt in range(_COMMIT_ATTEMPTS):
+        try:
+            table.create_write_transaction(
+                actions,
+                "append",
+                table.schema(),
+                partition_by=["hour"],
+                commit_properties=CommitProperties(
+                    custom_metadata={NOTE_KEY: json.dumps(note)},
+                    app_transactions=[Transaction(app_id, hour)],
+                ),
+            )
             return True
-        through = now.table.transaction_version(app_id)
-        if _is_committed(now, hour, app_id, where) or (through is not None and through >= hour):
-            filesystem = stream.filesystem
-            for path in ours:
-                filesystem.delete_file(path)
-            return False
-        raise StreamError(f"{where}: the commit failed: {error}") from error
-    except (DeltaError, OSError) as error:
-        raise StreamError(f"{stream.path}/_delta_log: the commit failed: {error}") from error
-    return True
+        except CommitFailedError as error:
+            # Another writer was faster; its commit decides.
+            now = Stream(stream.path, storage_options=storage_options)
+            ours = {action.path for action in actions}
+            if ours & set(now.files(hour) if hour in now.hours else ()):
+                return True
+            through = now.table.transaction_version(app_id)
+            if _is_committed(now, hour, app_id, where) or (through is not None and through >= hour):
+                filesystem = stream.filesystem
+                for path in ours:
+                    filesystem.delete_file(path)
+                return False
+            # It did something else, such as making the table at the same time as we did.
+            if attempt + 1 == _COMMIT_ATTEMPTS:
+                raise StreamError(f"{where}: the commit failed: {error}") from error
+            table = now.table
+        except (DeltaError, OSError) as error:
+            raise StreamError(f"{stream.path}/_delta_log: the commit failed: {error}") from error
+    raise AssertionError("unreachable")
 
 
 def skip_hour(

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 import keras_exfm as kx
 from keras_exfm.features import SchemaError, fold_ids
@@ -187,6 +188,28 @@ def test_two_writers_that_race_leave_one_copy(path, monkeypatch):
     assert Stream(path).rows(2) == 10
     # The loser's file is gone.
     assert len(parquet_files(path)) == 2
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_a_commit_that_another_writer_upset_is_tried_again(path, monkeypatch, failures):
+    write_hour(path, 1, hour_rows(1), schema())
+    real, tried = DeltaTable.create_write_transaction, []
+
+    def upset(table, *args, **kwargs):
+        tried.append(table)
+        if len(tried) <= failures:
+            raise CommitFailedError("Metadata changed since last commit.")
+        real(table, *args, **kwargs)
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", upset)
+    if failures == 1:
+        assert write_hour(path, 2, hour_rows(2), schema()) is True
+        assert len(tried) == 2
+        assert Stream(path).rows(2) == 10
+    else:
+        with pytest.raises(StreamError, match="the commit failed: Metadata changed"):
+            write_hour(path, 2, hour_rows(2), schema())
+        assert hours(path) == [1]
 
 
 def test_an_error_after_the_commit_leaves_its_files(path, monkeypatch):

@@ -152,6 +152,7 @@ def test_grid_follows_conditions():
     assert {"kind": "b", "size": 2, "last": False} in found
 
 
+@pytest.mark.slow
 def test_hyperband_over_a_stream_goes_on_where_it_stopped(tmp_path):
     stream = streams.write(tmp_path / "labelled", hours=4, count=32)
     space = {"dim": [2, 4], "top_units": [4, 64], "top_depth": [1, 2]}
