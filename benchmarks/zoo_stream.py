@@ -216,6 +216,8 @@ def main():
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend} "
         f"--user-fraction {options.user_fraction}"
     )
+    if options.models != list(SETTINGS):
+        command += f" --models {','.join(options.models)}"
     about = {
         "command": command,
         "settings": SETTINGS,

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 import keras_exfm as kx
 from keras_exfm.das import Worker, compact, vacuum, verify
@@ -32,6 +33,22 @@ def problems(root, **options):
 def file_of(root, table, hour):
     (file,) = (root / "out" / table / f"hour={hour}").glob("*.parquet")
     return file
+
+
+def test_a_commit_of_predictions_that_another_worker_upset_is_tried_again(tmp_path, monkeypatch):
+    made.source(tmp_path / "data", HOURS)
+    real, upset = DeltaTable.create_write_transaction, []
+
+    def once(table, *args, **kwargs):
+        if "predictions" in table.table_uri and not upset:
+            upset.append(table)
+            raise CommitFailedError("Metadata changed since last commit.")
+        real(table, *args, **kwargs)
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", once)
+    Worker(made.job(tmp_path)).run(ended=True)
+    assert upset
+    assert problems(tmp_path) == []
 
 
 def test_two_workers_started_together_commit_each_hour_once(tmp_path):
