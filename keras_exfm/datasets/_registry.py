@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from keras_exfm.datasets import globo
+from keras_exfm.datasets._formats import FORMATS
 from keras_exfm.datasets._writing import Progress
+from keras_exfm.datasets.public_table import PublicTable
 from keras_exfm.datasets.synthetic import SyntheticAds
 from keras_exfm.streaming.partitions import DatasetInfo
 
@@ -45,16 +48,38 @@ def _globo(
     options: Mapping[str, Any],
     progress: Progress | None,
 ) -> DatasetInfo:
-    if path is None:
-        raise ValueError(
-            "The data set 'globo' is made from a file of clicks that does not come with this "
-            "package. Pass its `path` (on the command line: --data DIR)."
-        )
+    path = _needed("globo", path)
     _check_options("globo", globo.prepare, options, without=("path", "out", "progress"))
     return globo.prepare(path, out, progress=progress, **options)
 
 
-DATASETS: dict[str, Preparer] = {"synthetic": _synthetic, "globo": _globo}
+def _public(
+    name: str,
+    out: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+    progress: Progress | None,
+) -> DatasetInfo:
+    path = _needed(name, path)
+    _check_options(name, PublicTable, options, without=("name",), more=("check",))
+    table = PublicTable(name, **{k: v for k, v in options.items() if k != "check"})
+    return table.write(path, out, check=options.get("check", True), progress=progress)
+
+
+def _needed(name: str, path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    if path is None:
+        raise ValueError(
+            f"The data set {name!r} is made from files that do not come with this package. Pass "
+            "their `path` (on the command line: --data DIR)."
+        )
+    return path
+
+
+DATASETS: dict[str, Preparer] = {
+    "synthetic": _synthetic,
+    "globo": _globo,
+    **{name: functools.partial(_public, name) for name in FORMATS},
+}
 """Name -> function that writes the data set."""
 
 
@@ -71,8 +96,8 @@ def prepare(
         name: A key of `DATASETS`.
         out: Folder to write to.
         path: File or folder that the data set is made from. Defaults to `None`.
-        options: Further arguments: those of `SyntheticAds`, or of `globo.prepare`. Defaults to
-            none.
+        options: Further arguments: those of `SyntheticAds`, of `globo.prepare`, or of
+            `PublicTable` and `check` of its `write`. Defaults to none.
         progress: Told how far it is. Defaults to `None`: silent.
 
     Raises:
@@ -94,8 +119,9 @@ def _check_options(
     function: Callable[..., Any],
     options: Mapping[str, Any],
     without: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
 ) -> None:
-    known = [p for p in inspect.signature(function).parameters if p not in without]
+    known = [p for p in (*inspect.signature(function).parameters, *more) if p not in without]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"The data set {name!r} has no options {unknown}. It has: {known}")

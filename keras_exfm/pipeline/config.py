@@ -46,6 +46,30 @@ class GloboData(_Strict):
     """Arguments of `globo.prepare`."""
 
 
+class PublicData(_Strict):
+    """A public click data set (`keras_exfm.datasets.PublicTable`); the user has the files."""
+
+    source: Literal[
+        "criteo_kaggle",
+        "criteo_terabyte",
+        "criteo_x4",
+        "avazu",
+        "avazu_x4",
+        "taobao_ad",
+        "taobao_ad_x1",
+        "kuaivideo_x1",
+        "microvideo_x1",
+        "frappe_x1",
+        "movielens_100k",
+        "movielens_1m",
+        "movielens_atomic",
+    ]
+    path: str | None = None
+    """File or folder; `--data` sets it."""
+    options: dict[str, Any] = {}
+    """Arguments of `PublicTable`, and `check`."""
+
+
 class PreparedData(_Strict):
     """Impressions and label events already on disk, as docs/architecture.md lays them out."""
 
@@ -54,7 +78,9 @@ class PreparedData(_Strict):
     """Folder with `dataset.json`, `impressions/` and `labels/`."""
 
 
-Data = Annotated[SyntheticData | GloboData | PreparedData, Field(discriminator="source")]
+Data = Annotated[
+    SyntheticData | GloboData | PublicData | PreparedData, Field(discriminator="source")
+]
 
 
 class Network(_Strict):
