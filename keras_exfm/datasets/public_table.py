@@ -187,13 +187,15 @@ class PublicTable:
     def arrays(self, path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """All features and labels in memory, for `fit`: for small files.
 
+        In the order of time, where the set has one, else in that of the files.
+
         Args:
             path: The file, a folder that has it, or an archive.
 
         Raises:
             StreamError: As `batches`, or for a file without rows.
         """
-        parts = [self._encode(table) for _, table in self._examples(path)]
+        parts = [self._encode(table) for table in self._ordered(path)]
         if not parts:
             raise StreamError(f"{path}: no rows.")
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -253,12 +255,9 @@ class PublicTable:
         Raises:
             StreamError: As `batches`, or for rows that go back in time.
         """
-        stamped = self._stamped(path)
-        if self.has_time and not self.format.in_order:
-            stamped = self._sorted(stamped)
         held: list[pa.Table] = []
         current: int | None = None
-        for table in stamped:
+        for table in self._ordered(path):
             hours = np.asarray(table["timestamp"]) // MS_PER_HOUR
             cuts = np.flatnonzero(np.diff(hours)) + 1
             for start, end in zip([0, *cuts], [*cuts, len(hours)]):
@@ -447,13 +446,17 @@ class PublicTable:
         bins = np.where(np.isnan(x), -1, np.minimum(np.nan_to_num(bins) + 3, _BINS - 1))
         return pa.array(bins.astype(np.int32))
 
-    def _encode(self, table: pa.RecordBatch) -> dict[str, np.ndarray]:
+    def _encode(self, table: pa.RecordBatch | pa.Table) -> dict[str, np.ndarray]:
         raw = {f.name: raw_feature(table.column(f.name), f) for f in self.schema}
         label = table.column("label").to_numpy()
         return {**self.schema.encode(raw), "label": label, "weight": np.ones_like(label)}
 
     def _split(self, batch: dict[str, np.ndarray]) -> Batch:
         return {n: batch[n] for n in self.schema.names}, batch["label"], batch["weight"]
+
+    def _ordered(self, path: str | os.PathLike[str]) -> Iterator[pa.Table]:
+        stamped = self._stamped(path)
+        return self._sorted(stamped) if self.has_time and not self.format.in_order else stamped
 
     def _stamped(self, path: str | os.PathLike[str]) -> Iterator[pa.Table]:
         """Impressions with their labels, in the order of the files."""

@@ -142,7 +142,10 @@ def test_every_format_is_read_encoded_and_written(name, tmp_path):
     assert batch[2].tolist() == [1.0] * count + [0.0] * (4 - count)
     for feature in table.schema:
         assert batch[0][feature.name].shape == (4, *feature.shape)
-        np.testing.assert_array_equal(batch[0][feature.name][:count], features[feature.name])
+        found = batch[0][feature.name][:count]
+        # `arrays` is in the order of time, `batches` in the file's.
+        found = found[::-1] if name in ("avazu_x4", "taobao_ad") else found
+        np.testing.assert_array_equal(found, features[feature.name])
     info = kx.datasets.prepare(name, tmp_path / "out", folder, {"check": False})
     assert info == table.write(folder, tmp_path / "out", check=False)
     assert info.statistics["rows"] == count
