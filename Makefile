@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-tensorflow test-jax test-slow lint format clean
+.PHONY: demo test test-tensorflow test-jax test-slow lint format docs docs-serve clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   set up, then stream -> teacher -> students -> report, on synthetic data (minutes)"
-	@echo "make test   set up, then lint, types and all tests on TensorFlow and JAX"
+	@echo "make test   set up, then lint, types, documentation and all tests on TensorFlow and JAX"
+	@echo "make docs   the documentation site, into site/; make docs-serve shows it while you write"
 	@echo "make lint | format | test-tensorflow | test-jax | test-slow | clean"
 
 $(BIN)/.installed: pyproject.toml
@@ -33,6 +34,14 @@ format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Warnings are errors. Costs of the models are counted on the way, hence a backend; the variable keeps
+# the theme from advertising.
+docs: $(BIN)/.installed
+	KERAS_BACKEND=jax NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(BIN)/.installed
+	KERAS_BACKEND=jax NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 test-tensorflow: $(BIN)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow"
 
@@ -41,7 +50,7 @@ test-jax: $(BIN)/.installed
 
 # Most of the time goes into compiling, on one core: so both backends at once. The output of TensorFlow's
 # tests is shown at the end.
-test: lint
+test: lint docs
 	@log=$$(mktemp); KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow" >$$log 2>&1 & other=$$!; \
 	echo "JAX (TensorFlow runs beside it):"; KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow"; jax=$$?; \
 	wait $$other; tensorflow=$$?; echo "TensorFlow:"; cat $$log; rm -f $$log; \
@@ -52,4 +61,4 @@ test-slow: $(BIN)/.installed
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

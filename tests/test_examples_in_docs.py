@@ -35,10 +35,10 @@ def test_docstring_example(test, tmp_path, monkeypatch):
 
 
 def _pages():
-    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", _pages(), ids=lambda p: p.name)
+@pytest.mark.parametrize("page", _pages(), ids=lambda p: p.relative_to(REPOSITORY).as_posix())
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run in order in one namespace, as a reader would paste them."""
     monkeypatch.chdir(tmp_path)
