@@ -89,6 +89,8 @@ def split(y: Any, sample_weight: Any, columns: Columns) -> Targets:
     unknown = sorted(set(y) - set(columns.names))
     if unknown or any(key not in y for key in keys):
         raise ValueError(f"{_expected(columns)}. Received: keys={sorted(y)}")
+    # Labels alone: a NaN among them is a fault of the data, and the loss should show it.
+    may_lack_label = len(keys) > 1 or set(y) != set(keys)
     labels: dict[str | None, Label] = {}
     used = None
     for task, key in columns.labels.items():
@@ -98,7 +100,7 @@ def split(y: Any, sample_weight: Any, columns: Columns) -> Targets:
             used = real if used is None else ops.logical_or(used, real)
             value = ops.where(real, value, ops.zeros_like(value))
         row_weight = weight
-        if len(keys) > 1:
+        if may_lack_label:
             known = ops.logical_not(ops.isnan(value))
             value = ops.where(known, value, ops.zeros_like(value))
             known = ops.cast(known, "float32")

@@ -102,6 +102,10 @@ class ExternalDistillation(keras.Model):
     where a task's label is not known (the row counts for the other tasks). Each branch belongs to a
     `task`; predictions, serving model, and `loss` and `metrics` of `compile` are dicts by task.
 
+    **Rows without a label.** A row whose label is NaN, in a `y` that has teachers' keys, trains
+    what the teacher teaches alone: its logged prediction can be learned from as soon as it is
+    logged, long before the label is known.
+
     **Weights and missing teachers.** Each term is `sum_i(weight_i * known_i * h_i) / batch`: the
     same divisor as the label's loss, so a row without a teacher adds nothing and the other rows
     do not grow. A row of weight 0 is padding and never matters, whatever its label or teacher. If
@@ -132,6 +136,9 @@ class ExternalDistillation(keras.Model):
             a `LearningRateSchedule` of Keras, which is read at the number of steps that this model
             was trained (as the heads' `loss_weight` and `gradient_scale` are).
             Defaults to `0.0`.
+        shared_head_source: Whose label that is: `"teacher"`, or `"adapter"` for
+            `h(z_S, sg(sigmoid(SA(t))))`, the label without the teacher's bias (an addition to the
+            paper). Defaults to `"teacher"`.
         strict: Whether to train in the order of Algorithm 1. Defaults to `False`.
         representation_head: `keras_exfm.layers.RepresentationHead` for the teacher's vector,
             `y["teacher_representation"]`. Defaults to `None`.
@@ -189,6 +196,7 @@ class ExternalDistillation(keras.Model):
         representation_head: RepresentationHead | None = None,
         gate: TeacherGate | None = None,
         teachers: Sequence[TeacherBranch] | None = None,
+        shared_head_source: str = "teacher",
         **kwargs: Any,
     ) -> None:
         # The student converts every input to the dtype that its `Input` declares. Autocasting here
@@ -219,12 +227,18 @@ class ExternalDistillation(keras.Model):
                 )
             self.branches = [
                 TeacherBranch(
-                    task=task, **parts, shared_head_weight=shared_head_weight, name="teacher"
+                    task=task,
+                    **parts,
+                    shared_head_weight=shared_head_weight,
+                    shared_head_source=shared_head_source,
+                    name="teacher",
                 )
                 for task in self.tasks[:1]
             ]
         else:
             given = [name for name, part in parts.items() if part is not None]
+            if shared_head_source != "teacher":
+                given.append("shared_head_source")
             if given or shared_head_weight:
                 raise ValueError(
                     "`teachers` takes the place of the parts of a single teacher. Received both: "
@@ -328,6 +342,11 @@ class ExternalDistillation(keras.Model):
     def shared_head_weight(self) -> Any:
         """The first teacher's."""
         return self.branches[0].shared_head_weight
+
+    @property
+    def shared_head_source(self) -> str:
+        """The first teacher's."""
+        return self.branches[0].shared_head_source
 
     @classmethod
     def from_model(
@@ -663,7 +682,8 @@ class ExternalDistillation(keras.Model):
         if not self._simple:
             return {**config, "teachers": [serialize_unbuilt(branch) for branch in self.branches]}
         branch = self.branches[0].get_config()
-        return {**config, **{name: branch[name] for name in (*_PARTS, "shared_head_weight")}}
+        simple = (*_PARTS, "shared_head_weight", "shared_head_source")
+        return {**config, **{name: branch[name] for name in simple}}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:

@@ -50,7 +50,7 @@ class TeacherBranch(keras.layers.Layer):
         adapter_loss         h(SA(t), y)                                     student_adapter
         adapter_head_loss    w h(D2(g_beta(x)), sg(sigmoid(SA(t))))          adapter_head
         representation_loss  w (V(g_beta(x)) - standardised r) ** 2          representation_head
-        shared_head_loss     w h(z, sigmoid(t))                              shared_head_weight
+        shared_head_loss     w h(z, sigmoid(t)) or w h(z, sg(sigmoid(SA(t))))  shared_head_weight
 
     with the terms whose parts were given. With a `gate`, its factor multiplies every gradient into
     `x` and the shared head's term.
@@ -74,6 +74,9 @@ class TeacherBranch(keras.layers.Layer):
         gate: `keras_exfm.layers.TeacherGate`. Defaults to `None`: none.
         shared_head_weight: Weight of the teacher's label in the serving head itself; a number or a
             schedule. Defaults to `0.0`.
+        shared_head_source: Whose label that is: `"teacher"` (vanilla distillation) or `"adapter"`
+            (the label that the adapter makes of the teacher's, without the teacher's bias).
+            Defaults to `"teacher"`.
         **kwargs: `name` and `dtype` of `keras.layers.Layer`.
 
     Call arguments:
@@ -102,6 +105,7 @@ class TeacherBranch(keras.layers.Layer):
         representation_head: RepresentationHead | None = None,
         gate: TeacherGate | None = None,
         shared_head_weight: Any = 0.0,
+        shared_head_source: str = "teacher",
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -136,6 +140,17 @@ class TeacherBranch(keras.layers.Layer):
         self.representation_head = _instance("representation_head", representation_head)
         self.gate = _instance("gate", gate)
         self.shared_head_weight = _loss_checks.schedule("shared_head_weight", shared_head_weight)
+        if shared_head_source not in ("teacher", "adapter"):
+            raise ValueError(
+                '`shared_head_source` should be "teacher" or "adapter". '
+                f"Received: shared_head_source={shared_head_source!r}"
+            )
+        if shared_head_source == "adapter" and student_adapter is None:
+            raise ValueError(
+                '`shared_head_source="adapter"` needs a `student_adapter`. Received: '
+                "student_adapter=None"
+            )
+        self.shared_head_source = shared_head_source
         self._teacher_loss = TeacherCrossentropy()
         self._crossentropy = keras.losses.BinaryCrossentropy(from_logits=True)
 
@@ -283,14 +298,15 @@ class TeacherBranch(keras.layers.Layer):
             terms["auxiliary_loss"] = self.auxiliary_head.compute_loss(
                 outputs["auxiliary"], teacher, label.row_weight, step
             )
-        adapted = None
+        adapted = adapted_teacher = None
         if self.student_adapter is not None:
             adapted = self.adapt(targets)
             terms["adapter_loss"] = self.adapter_loss(targets, adapted)
             _, known = known_teacher(teacher)
             target = ops.cast(ops.stop_gradient(adapted), "float32")
+            adapted_teacher = ops.where(known, target, teacher)
             terms["adapter_head_loss"] = self.adapter_head.compute_loss(
-                outputs["adapter_head"], ops.where(known, target, teacher), label.row_weight, step
+                outputs["adapter_head"], adapted_teacher, label.row_weight, step
             )
         if self.representation_head is not None:
             (column,) = self.vector_columns
@@ -301,8 +317,9 @@ class TeacherBranch(keras.layers.Layer):
             weight = _loss_checks.at_step(self.shared_head_weight, step)
             if self.gate is not None:
                 weight = weight * self.gate.factor
+            source = teacher if self.shared_head_source == "teacher" else adapted_teacher
             terms["shared_head_loss"] = weight * self._teacher_loss(
-                teacher, logit, sample_weight=label.row_weight
+                source, logit, sample_weight=label.row_weight
             )
         if self.gate is not None:
             if not teacher_observed:
@@ -322,6 +339,7 @@ class TeacherBranch(keras.layers.Layer):
             "task": self.task,
             **parts,
             "shared_head_weight": _loss_checks.serialize_schedule(self.shared_head_weight),
+            "shared_head_source": self.shared_head_source,
         }
 
     @classmethod

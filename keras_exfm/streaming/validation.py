@@ -111,6 +111,7 @@ def progressive_validation(
     start: int | None = None,
     version: int | None = None,
     task: str | None = None,
+    teacher_batch_size: int | None = None,
 ) -> ValidationResult:
     """Predicts each hour with what the model learned from earlier hours, then trains on it.
 
@@ -119,6 +120,11 @@ def progressive_validation(
     goes through `model.train_on_batch` and `model.predict_on_batch`: with a handful of batches an
     hour, a `fit` and a `predict` per hour cost as much again (JAX) or six times as much
     (TensorFlow). Keras callbacks do therefore not run; use a learning-rate schedule.
+
+    A teacher's prediction is logged when an example is served, a label is known later. With
+    `teacher_batch_size`, the model learns from the first as soon as it is there: every so many rows
+    it predicts, and then trains on what the teacher said of them, their labels masked. When the
+    labels are known it trains on the hour as without.
 
     To resume, save the model in `on_window`, and pass the first hour that it has not seen as
     `start` and the same `predictions_path`: the result is that of the uninterrupted run.
@@ -153,6 +159,10 @@ def progressive_validation(
             column `label_<task>`, or `label` if there is none; rows whose label is not known are
             left out. The model trains on all tasks. Defaults to `None`: the model predicts one
             logit.
+        teacher_batch_size: Rows after which the model trains on the teacher's part of them, without
+            their labels; it must be one that takes rows whose label is NaN, as
+            `ExternalDistillation`. Defaults to `None`: teacher and label come together, when
+            the label is known.
 
     Returns:
         A `ValidationResult`.
@@ -185,10 +195,12 @@ def progressive_validation(
         raise StreamError(
             f"`label_lag` should be an integer of at least 0. Received: label_lag={label_lag!r}"
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise StreamError(
-            f"`batch_size` should be an integer of at least 1. Received: batch_size={batch_size!r}"
-        )
+    for name, size in (("batch_size", batch_size), ("teacher_batch_size", teacher_batch_size)):
+        given = name == "batch_size" or size is not None
+        if given and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise StreamError(
+                f"`{name}` should be an integer of at least 1. Received: {name}={size!r}"
+            )
     folder = None if predictions_path is None else Path(predictions_path)
     scored: dict[int, Arrays] = {}
     first = chosen[0] if start is None else start
@@ -206,6 +218,11 @@ def progressive_validation(
     if teacher is None:
         teacher = _has_own_loss(model)
     targets = _target_columns(model, stream, teacher)
+    if teacher_batch_size is not None and not _teachers(targets):
+        raise StreamError(
+            "`teacher_batch_size` needs a model that reads a teacher's columns, and a stream that "
+            f"has them. Received: the model reads {targets or ['label']} of this stream"
+        )
     columns = ["example_id", *(c for c in _OPTIONAL if c in stream.columns)]
     judged = f"label_{task}" if f"label_{task}" in stream.columns else "label"
     wanted = list(dict.fromkeys([*columns, *_beside(targets), *_beside([judged])]))
@@ -217,10 +234,12 @@ def progressive_validation(
     waiting = [h for h in earlier if h > earlier[-1] - label_lag]
     for hour in (h for h in chosen if h >= first):
         data = load(hour)
-        batches = list(_fixed(data, schema, batch_size))
-        logit = np.concatenate(
-            [np.empty(0, np.float32), *(_predict(model, b, schema, task) for b in batches)]
-        )
+        found = [np.empty(0, np.float32)]
+        for batch in _fixed(data, schema, teacher_batch_size or batch_size):
+            found.append(_predict(model, batch, schema, task))
+            if teacher_batch_size is not None and train:
+                _train(model, [_without_labels(batch, targets)], schema, targets)
+        logit = np.concatenate(found)
         kept = {name: data[name] for name in ("label", "weight", *columns)}
         if judged != "label":
             unknown = np.isnan(data[judged])
@@ -235,8 +254,8 @@ def progressive_validation(
             due = [h for h in waiting if h <= hour - label_lag]
             waiting = waiting[len(due) :]
             for h in due:
-                if h != hour:
-                    batches = list(_fixed(load(h), schema, batch_size))
+                labelled = data if h == hour else load(h)
+                batches = list(_fixed(labelled, schema, batch_size))
                 logs = _train(model, batches, schema, targets) or logs
         # An hour without a row (of the vertical) has no figures.
         if on_window is not None and len(data["label"]):
@@ -445,6 +464,21 @@ def _target_columns(model: keras.Model, stream: Stream, teacher: bool) -> list[s
 
 def _beside(targets: Sequence[str] | None) -> list[str]:
     return [name for name in targets or () if name not in ("label", "teacher_logit")]
+
+
+def _teachers(targets: Sequence[str] | None) -> list[str]:
+    """Those of the columns that a teacher logged."""
+    return [name for name in targets or () if name.startswith("teacher_")]
+
+
+def _without_labels(batch: Arrays, targets: Sequence[str] | None) -> Arrays:
+    """The batch as it is before its labels are known."""
+    unknown = {
+        name: np.full_like(batch[name], np.nan, dtype=np.float32)
+        for name in targets or ()
+        if name == "label" or name.startswith("label_")
+    }
+    return {**batch, **unknown}
 
 
 def _save_predictions(folder: Path, hour: int, arrays: Arrays) -> None:

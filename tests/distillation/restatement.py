@@ -140,7 +140,7 @@ class Restatement:
         gradients, logits, deltas, labels = {}, {}, {}, {}
         for task in self.tasks:
             label = y["label" if task is None else f"label_{task}"]
-            counted = weight * np.isfinite(label) if task is not None else weight
+            counted = weight * np.isfinite(label)
             label = np.where(counted > 0, label, 0.0)
             z, inputs = forward(self.networks[self.serving(task)], rep)
             terms["label_loss"] += (counted * crossentropy(z, label)).sum()
@@ -159,6 +159,8 @@ class Restatement:
             shared = at(branch.shared_head_weight, self.steps)
             if branch.shares_head:
                 soft = sigmoid(teacher)
+                if branch.shared_head_source == "adapter":
+                    soft = sigmoid(self.adapt(branch, teacher, y)[0])
                 terms[f"shared_head_loss{end}"] = (
                     gate * shared * (taught * crossentropy(z, soft)).sum()
                 )

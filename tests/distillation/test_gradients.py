@@ -22,6 +22,9 @@ PARTS = {
     "all": all_parts,
     "all_strict": lambda: all_parts(strict=True),
     "all_and_vanilla": lambda: all_parts(shared_head_weight=0.3),
+    "adapter_in_shared_head": lambda: all_parts(
+        shared_head_weight=0.3, shared_head_source="adapter"
+    ),
 }
 
 
@@ -163,6 +166,23 @@ def test_without_any_teacher_the_gradients_are_the_plain_ones(parts):
         for path, gradient in gradients.items():
             if "representation" not in path and "serving" not in path:
                 np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("name", ["vanilla", "auxiliary_knobs", "adapter_in_shared_head"])
+def test_a_row_without_a_label_learns_from_the_teacher_alone(name):
+    model = compiled(**PARTS[name]())
+    x, y, weight = batch()
+    y["label"][:9] = np.nan
+    _, expected = Restatement(model).step(*columns(x, y, weight))
+    gradients = training_gradients(model, x, y, weight)
+    for path, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), path
+    serving = by_layer(gradients, "serving")
+    for gradient, restated in zip(serving, [g for pair in expected["serving"] for g in pair]):
+        np.testing.assert_allclose(gradient, restated, rtol=2e-4, atol=2e-6)
+    # Labels alone: a NaN among them is a fault, and shows.
+    lost = training_gradients(model, x, {"label": y["label"]}, weight)
+    assert all(np.isnan(gradient).any() for gradient in by_layer(lost, "serving"))
 
 
 def test_padding_never_matters():

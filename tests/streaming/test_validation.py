@@ -85,6 +85,33 @@ def test_labels_can_come_later(path, tmp_path, lag, expected):
     assert logits(tmp_path) == {hour: {float(n)} for hour, n in expected.items()}
 
 
+def test_the_teacher_can_come_before_the_labels(path, tmp_path):
+    model = Recorder()
+    progressive_validation(
+        model, path, batch_size=16, teacher_batch_size=8, teacher=True, hours=(1, 2),
+        predictions_path=tmp_path,
+    )  # fmt: skip
+    kinds = [(call[0], len(call[1])) for call in model.calls]
+    early, late = [("predict", 8), ("train", 8)], [("train", 16)]
+    assert kinds == early * 3 + late * 2 + early * 5 + late * 3
+    whole = read_hour(path, 2)
+    trained = [call for call in model.calls if call[0] == "train"][5:]
+    for calls, size, labelled in ((trained[:5], 8, False), (trained[5:], 16, True)):
+        for name in ("label", "teacher_logit"):
+            column = np.concatenate([y[name][weight > 0] for _, _, y, weight in calls])
+            known = labelled or name == "teacher_logit"
+            np.testing.assert_array_equal(
+                column, whole[name] if known else np.full(33, np.nan, "float32")
+            )
+        assert {len(call[1]) for call in calls} == {size}
+    # Each piece is predicted with what the pieces before it taught.
+    seen = load_predictions(tmp_path)[2]["logit"]
+    assert seen.tolist() == [40.0 + 8 * (i // 8) for i in range(33)]
+    quiet = Recorder()
+    progressive_validation(quiet, path, teacher_batch_size=8, teacher=True, train=False)
+    assert {call[0] for call in quiet.calls} == {"predict"}
+
+
 def test_without_training(path, tmp_path):
     model = Recorder()
     progressive_validation(model, path, train=False, teacher=False, predictions_path=tmp_path)
@@ -281,6 +308,8 @@ def test_result_survives_a_file(path, tmp_path):
     [
         ({"label_lag": -1}, "label_lag=-1"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"teacher_batch_size": 0}, "teacher_batch_size=0"),
+        ({"teacher_batch_size": 8}, r"the model reads \['label'\] of this stream"),
         ({"hours": (8, 9)}, "no hour in"),
         ({"schema": kx.Schema([kx.Numeric("colour")])}, "colour"),
     ],
