@@ -17,14 +17,30 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = tables.ROOT
+MEASUREMENTS = "measurements/index.md"
+
+
+def _recorded() -> dict[str, dict[str, str]]:
+    """Folder of `benchmarks/results` -> path in the repository -> page, README first."""
+    folders: dict[str, dict[str, str]] = {}
+    for folder in sorted((ROOT / "benchmarks" / "results").glob("*/")):
+        files = sorted(folder.glob("*.md"), key=lambda file: (file.stem != "README", file.stem))
+        if len(files) == 1:
+            pages = [f"measurements/{folder.name}.md"]
+        else:
+            stems = ("index" if file.stem == "README" else file.stem for file in files)
+            pages = [f"measurements/{folder.name}/{stem}.md" for stem in stems]
+        paths = (file.relative_to(ROOT).as_posix() for file in files)
+        folders[folder.name] = dict(zip(paths, pages))
+    return folders
+
+
+RECORDED = _recorded()
 # Path in the repository -> path of the page in the site.
 ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    **{
-        path.relative_to(ROOT).as_posix(): path.relative_to(ROOT).as_posix()
-        for path in sorted((ROOT / "benchmarks" / "results").glob("*/*.md"))
-    },
+    **{path: page for pages in RECORDED.values() for path, page in pages.items()},
 }
 # Below MkDocs' own logger, so that `--strict` counts what is said here.
 _LOG = logging.getLogger("mkdocs.hooks.keras_exfm")
@@ -32,22 +48,48 @@ _FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 _LINK = re.compile(
     r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)"
 )
+# A line of text right before a list or a table: GitHub sees the list, Python-Markdown does not.
+_BLOCK = re.compile(r"^((?![*\-|#>\s]|\d+\.).*\n)(?=(?:[*-]|\d+\.) |\|)", re.M)
 _DIRECTIVE = re.compile(r"^<!-- ([\w-]+): (\w+) -->$", re.M)
 
 
 def on_config(config: Any) -> Any:
     """Adds the recorded results to the navigation, a section for each folder of several pages."""
-    folders: dict[str, list[str]] = {}
-    for page in ELSEWHERE.values():
-        if page.startswith("benchmarks/"):
-            folders.setdefault(posixpath.basename(posixpath.dirname(page)), []).append(page)
-    entries = []
-    for folder, pages in folders.items():
-        pages.sort(key=lambda page: not page.endswith("README.md"))
-        title = folder.replace("-", " ").capitalize()
-        entries.append({title: pages if len(pages) > 1 else pages[0]})
+    entries: list[Any] = [MEASUREMENTS]
+    for folder, pages in RECORDED.items():
+        if pages:
+            found = list(pages.values())
+            named = [
+                {_title(Path(page).stem): page} for page in found if not page.endswith("/index.md")
+            ]
+            index = [page for page in found if page.endswith("/index.md")]
+            entries.append({_title(folder): [*index, *named] if len(found) > 1 else found[0]})
     config.nav.append({"Measurements": entries})
     return config
+
+
+def _title(folder: str) -> str:
+    return folder.replace("-", " ").capitalize()
+
+
+def measurements(_: str) -> str:
+    """A list of what is recorded, with links to pages where a folder has some."""
+    lines = []
+    for folder, pages in RECORDED.items():
+        path = f"benchmarks/results/{folder}"
+        if pages:
+            first, heading = next(iter(pages)), "# "
+            title = next(
+                (x[2:] for x in (ROOT / first).read_text().splitlines() if x.startswith(heading)),
+                _title(folder),
+            )
+            lines.append(f"* [{title}](../../{first}) (`{path}`)")
+        else:
+            lines.append(f"* {_title(folder)}: tables and log without a page (`{path}`)")
+    return "\n".join(lines)
+
+
+DIRECTIVES = {**tables.DIRECTIVES, "measurements": measurements}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -92,16 +134,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     text = _DIRECTIVE.sub(lambda found: _table(found, uri), markdown)
     parts = _FENCE.split(text)
     known = set(files.src_uris)
-    parts[::2] = [_LINK.sub(lambda m: _link(m, uri, place, known), part) for part in parts[::2]]
+    parts[::2] = [
+        _LINK.sub(lambda m: _link(m, uri, place, known), _BLOCK.sub(r"\1\n", part))
+        for part in parts[::2]
+    ]
     return "".join(parts)
 
 
 def _table(found: re.Match[str], uri: str) -> str:
     name, argument = found.groups()
-    if name not in tables.DIRECTIVES:
-        known = ", ".join(tables.DIRECTIVES)
-        raise PluginError(f"{uri}: unknown table {found[0]!r}; there are {known}")
-    return tables.DIRECTIVES[name](argument)
+    if name not in DIRECTIVES:
+        raise PluginError(f"{uri}: unknown table {found[0]!r}; there are {', '.join(DIRECTIVES)}")
+    return DIRECTIVES[name](argument)
 
 
 def _link(found: re.Match[str], uri: str, place: str, known: set[str]) -> str:

@@ -160,34 +160,30 @@ def stream_rows(found: dict[str, Any]) -> dict[str, list[object]]:
     return rows
 
 
-SET_HEAD = ["what", "AUC", "LogLoss", "LogLoss after Platt scaling", "BARS: AUC / LogLoss"]
+SET_HEAD = ["runs", "AUC", "LogLoss", "LogLoss after Platt scaling", "trials"]
+SET_HEAD += ["best trial: AUC / LogLoss", "BARS: AUC / LogLoss"]
 
 
 def set_rows(found: dict[str, Any]) -> dict[str, list[object]]:
-    """Model -> cells of `SET_HEAD`: its runs, or its best trial where there are none."""
+    """Model -> cells of `SET_HEAD`, by the AUC of the best trial, which nearly all models have."""
     published = runpy.run_path(str(ROOT / "benchmarks" / "zoo_settings.py"))["PUBLISHED"]
     bars = published.get(found["dataset"], {})
     rows: dict[str, tuple[float, list[object]]] = {}
     for name in costs.ZOO:
         runs = [run for run in found["runs"] if run["model"] == name]
         tried = [run for run in found["search"] if run["model"] == name]
-        what = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-        if not runs and tried:
-            runs = [max(tried, key=lambda run: run["choose"]["auc"])]
-            what = f"best of {len(tried)} trials"
-        if not runs:
+        if not runs and not tried:
             continue
-        auc = [run["test"]["auc"] for run in runs]
-        rows[name] = (
-            statistics.mean(auc),
-            [
-                what,
-                spread(auc, 4),
-                spread([run["test"]["logloss"] for run in runs], 4),
-                spread([run["test_calibrated"]["logloss"] for run in runs], 4),
-                "{:.4f} / {:.4f}".format(*bars[name]) if name in bars else "-",
-            ],
-        )
+        best = max(tried, key=lambda run: run["choose"]["auc"])["test"] if tried else None
+        figures = [
+            spread([run[kind][key] for run in runs], 4) if runs else "-"
+            for kind, key in (("test", "auc"), ("test", "logloss"), ("test_calibrated", "logloss"))
+        ]
+        row = [len(runs), *figures, len(tried)]
+        row.append(f"{best['auc']:.4f} / {best['logloss']:.4f}" if best else "-")
+        row.append("{:.4f} / {:.4f}".format(*bars[name]) if name in bars else "-")
+        order = best["auc"] if best else statistics.mean(run["test"]["auc"] for run in runs)
+        rows[name] = (order, row)
     return {name: row for name, (_, row) in sorted(rows.items(), key=lambda x: -x[1][0])}
 
 
@@ -204,10 +200,7 @@ def model_results(name: str) -> str:
     parts = []
     for title, head, rows in _measured():
         if name in rows:
-            place = list(rows).index(name) + 1
-            by = "NE" if head is STREAM_HEAD else "AUC"
-            where = f"**{title}**: place {place} of {len(rows)} by {by}."
-            parts.append(f"{where}\n\n{table(head, [rows[name]])}")
+            parts.append(f"**{title}**\n\n{table(head, [rows[name]])}")
         else:
             parts.append(f"**{title}**: not measured.")
     return "\n\n".join(parts)
