@@ -21,6 +21,7 @@ from keras_exfm.streaming.stream import (
 
 if TYPE_CHECKING:
     from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
+    from keras_exfm.streaming.tensor_board_windows import TensorBoardWindows
     from keras_exfm.streaming.validation import (
         ValidationResult,
         load_predictions,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _LATER = {
     "StreamCheckpoint": "stream_checkpoint",
+    "TensorBoardWindows": "tensor_board_windows",
     "ValidationResult": "validation",
     "load_predictions": "validation",
     "progressive_validation": "validation",
@@ -45,6 +47,7 @@ __all__ = [
     "Stream",
     "StreamCheckpoint",
     "StreamError",
+    "TensorBoardWindows",
     "ValidationResult",
     "committed_through",
     "hours",
