@@ -23,6 +23,7 @@ from rich.table import Table
 
 from keras_exfm import __version__
 from keras_exfm._cli import das, exporting, tuning
+from keras_exfm._cli.doctor import doctor
 from keras_exfm._cli.shared import (
     Backend,
     BackendOption,
@@ -47,6 +48,7 @@ app.add_typer(das.app, name="das")
 app.command()(exporting.export)
 app.command()(exporting.score)
 app.command()(tuning.tune)
+app.command()(doctor)
 
 
 SetOption = Annotated[
