@@ -23,7 +23,7 @@ class TeacherGate(keras.layers.Layer):
         S      = d * S + sum_i w_i s_i
         T      = d * T + sum_i w_i t_i
         gain   = 1 - T / S
-        factor = min(max(gain / margin, 0), 1)        0 before the first labelled row
+        factor = min(max((gain - threshold) / margin, 0), 1)   0 before the first labelled row
 
     `S` and `T` start from 0 and share one count `N = d * N + n`, so that `S / N` and `T / N` are
     unbiased running means from the first batch on. The factor multiplies the gradient that the
@@ -39,8 +39,11 @@ class TeacherGate(keras.layers.Layer):
         half_life: Number of labelled rows (sum of their weights) after which a loss counts half.
             The gate reacts within about that many rows; the noise of the gain is about
             `deviation of (s - t) / mean of s / sqrt(3 * half_life)`. Defaults to `10000.0`.
-        margin: Relative gain at which the gate is fully open. With `0.0` it is open or shut.
-            Defaults to `0.01`.
+        margin: Relative gain above the threshold at which the gate is fully open. With `0.0` it is
+            open or shut. Defaults to `0.01`.
+        threshold: Relative gain below which the gate is shut. A teacher that is hardly better than
+            the student has little to teach it, and following it costs something.
+            Defaults to `0.0`.
         **kwargs: `name` of `keras.layers.Layer`.
 
     Raises:
@@ -57,10 +60,17 @@ class TeacherGate(keras.layers.Layer):
     0.5
     """
 
-    def __init__(self, half_life: float = 10000.0, margin: float = 0.01, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        half_life: float = 10000.0,
+        margin: float = 0.01,
+        threshold: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.half_life = _checks.scale("half_life", half_life, positive=True)
         self.margin = _checks.scale("margin", margin)
+        self.threshold = _checks.scale("threshold", threshold)
         self._student_sum = self._state("student_sum")
         self._teacher_sum = self._state("teacher_sum")
         self._rows = self._state("rows")
@@ -122,7 +132,7 @@ class TeacherGate(keras.layers.Layer):
             ops.convert_to_tensor(v) for v in (self._student_sum, self._teacher_sum)
         )
         known = student > 0
-        gain = 1.0 - teacher / ops.where(known, student, ops.ones_like(student))
+        gain = 1.0 - teacher / ops.where(known, student, ops.ones_like(student)) - self.threshold
         if self.margin > 0:
             factor = ops.minimum(gain / self.margin, 1.0)
         else:
@@ -139,4 +149,9 @@ class TeacherGate(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the layer."""
-        return {**super().get_config(), "half_life": self.half_life, "margin": self.margin}
+        return {
+            **super().get_config(),
+            "half_life": self.half_life,
+            "margin": self.margin,
+            "threshold": self.threshold,
+        }

@@ -55,7 +55,7 @@ class Gate:
     """Decayed sums of the student's and the teacher's loss."""
 
     def __init__(self, layer):
-        self.half_life, self.margin = layer.half_life, layer.margin
+        self.half_life, self.margin, self.threshold = layer.half_life, layer.margin, layer.threshold
         self.student = self.teacher = self.rows = self.factor = 0.0
 
     def observe(self, student, teacher, weight):
@@ -64,7 +64,7 @@ class Gate:
         self.student = kept * self.student + (weight * student).sum()
         self.teacher = kept * self.teacher + (weight * teacher).sum()
         self.rows = kept * self.rows + n
-        gain = 1 - self.teacher / self.student if self.student > 0 else 0.0
+        gain = 1 - self.teacher / self.student - self.threshold if self.student > 0 else 0.0
         full = gain / self.margin if self.margin else np.sign(gain)
         self.factor = float(np.clip(full, 0, 1))
 

@@ -31,9 +31,9 @@ def ramp():
     return SCHEDULES.PolynomialDecay(0.0, 3, end_learning_rate=1.5)
 
 
-def gate(margin=0.5, half_life=20.0):
+def gate(margin=0.5, half_life=20.0, threshold=0.0):
     """A short memory and a wide margin: its factor moves through the whole of 0..1."""
-    return TeacherGate(half_life=half_life, margin=margin)
+    return TeacherGate(half_life=half_life, margin=margin, threshold=threshold)
 
 
 def gated(**kwargs):
@@ -41,7 +41,7 @@ def gated(**kwargs):
         "auxiliary_head": AuxiliaryHead((5,), loss_weight=0.7, label_scale=1.6, gradient_scale=2.5),
         "student_adapter": StudentAdapter((3,), residual=True),
         "shared_head_weight": 0.4,
-        "gate": gate(margin=1.0),
+        "gate": gate(margin=1.0, threshold=0.01),
         **kwargs,
     }
 

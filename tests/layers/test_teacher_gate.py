@@ -33,6 +33,12 @@ def test_factor_over_the_gain(margin, factors):
         assert observe(gate, [1 - gain], [1.0], [1]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_threshold_shifts_the_gain():
+    for gain, expected in zip((0.05, 0.1, 0.15, 0.3, 0.4), (0, 0, 0.25, 1, 1)):
+        gate = TeacherGate(margin=0.2, threshold=0.1)
+        assert observe(gate, [1 - gain], [1.0], [1]) == pytest.approx(expected, abs=1e-5)
+
+
 def test_running_means_are_unbiased_from_the_first_row_on():
     """Restated as a weighted mean over all rows ever seen, in batches of unequal size."""
     rng = np.random.default_rng(0)
@@ -65,7 +71,7 @@ def test_a_loss_that_is_nan_shuts_the_gate():
 
 
 def test_config_and_state_travel(tmp_path):
-    gate = TeacherGate(half_life=12.0, margin=0.2, name="g")
+    gate = TeacherGate(half_life=12.0, margin=0.2, threshold=0.05, name="g")
     config = gate.get_config()
     assert TeacherGate.from_config(config).get_config() == config
     assert not gate.trainable_variables
@@ -79,6 +85,7 @@ def test_config_and_state_travel(tmp_path):
     [
         ({"half_life": 0}, "`half_life` should be a finite number above 0"),
         ({"margin": -0.1}, "`margin` should be a finite number of at least 0"),
+        ({"threshold": -1.0}, "`threshold` should be a finite number of at least 0"),
         ({"margin": keras.optimizers.schedules.ExponentialDecay(1.0, 1, 0.5)}, "`margin`"),
     ],
 )
