@@ -6,14 +6,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-tensorflow test-jax test-slow lint format docs docs-serve clean
+.PHONY: demo test test-tensorflow test-jax test-slow lint format docs docs-serve dist-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   set up, then stream -> teacher -> students -> report, on synthetic data (minutes)"
 	@echo "make test   set up, then lint, types, documentation and all tests on TensorFlow and JAX"
 	@echo "make docs   the documentation site, into site/; make docs-serve shows it while you write"
-	@echo "make lint | format | test-tensorflow | test-jax | test-slow | clean"
+	@echo "make lint | format | test-tensorflow | test-jax | test-slow | dist-check | clean"
 
 $(BIN)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "keras_exfm needs Python 3.11 or newer; set PYTHON=/path/to/python"; exit 1; }
@@ -29,6 +29,7 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/licences.py
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
@@ -59,6 +60,10 @@ test: lint docs
 test-slow: $(BIN)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow
+
+# Minutes, and 2 GB an extra: wheel and sdist, then the wheel in an empty environment with each extra.
+dist-check: $(BIN)/.installed
+	$(BIN)/python scripts/dist_check.py $(if $(EXTRAS),--extras $(EXTRAS))
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
