@@ -145,7 +145,9 @@ def _gradients(
 
     def teacher_loss(representation: Any) -> Any:
         logit = rest([representation, *features], training=False)
-        heads = branch(representation, model.step) if branch.heads else {}
+        heads = {}
+        if branch.heads:
+            heads = branch(representation, model.step, outputs.get("embeddings"))
         terms = branch.compute_terms(heads, logit, targets, model.step)
         return sum(terms.values())
 

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_exfm.distillation import _adapter_step, _targets
+from keras_exfm.distillation.embeddings import embeddings_of
 from keras_exfm.distillation.teacher_branch import TeacherBranch, serialize_unbuilt
 from keras_exfm.layers import AuxiliaryHead, RepresentationHead, StudentAdapter, TeacherGate
 from keras_exfm.losses import known_teacher
@@ -142,6 +143,9 @@ class ExternalDistillation(keras.Model):
         strict: Whether to train in the order of Algorithm 1. Defaults to `False`.
         representation_head: `keras_exfm.layers.RepresentationHead` for the teacher's vector,
             `y["teacher_representation"]`. Defaults to `None`.
+        embeddings: Symbolic tensor `(batch, features)` on which the representation heads stand in
+            place of `representation`: embeddings that are to match those that the teacher logged,
+            see `embeddings_of`. Defaults to `None`.
         gate: `keras_exfm.layers.TeacherGate`. Defaults to `None`: none.
         teachers: `TeacherBranch`es, in place of the parts above: for several teachers or tasks.
             Defaults to `None`: one branch, of those parts.
@@ -197,6 +201,7 @@ class ExternalDistillation(keras.Model):
         gate: TeacherGate | None = None,
         teachers: Sequence[TeacherBranch] | None = None,
         shared_head_source: str = "teacher",
+        embeddings: Any = None,
         **kwargs: Any,
     ) -> None:
         # The student converts every input to the dtype that its `Input` declares. Autocasting here
@@ -268,11 +273,27 @@ class ExternalDistillation(keras.Model):
             own = {} if representation is None else {"representation": representation}
         for tensor in own.values():
             _check_tensor("representation", tensor)
-        if not own and any(branch.heads for branch in self.branches):
+        matching = any(branch.representation_head is not None for branch in self.branches)
+        beside: dict[str, Any] = {}
+        if embeddings is not None:
+            _check_tensor("embeddings", embeddings)
+            if not matching:
+                raise ValueError(
+                    "`embeddings` need a `representation_head` that matches them. "
+                    "Received: representation_head=None"
+                )
+            beside["embeddings"] = embeddings
+        standing = {
+            name
+            for branch in self.branches
+            for name in branch.heads
+            if name != "representation" or embeddings is None
+        }
+        if standing and not own:
             raise ValueError(
                 "A head needs a `representation` to stand on. Received: representation=None"
             )
-        self.student = keras.Model(inputs, outputs | own, name="student")
+        self.student = keras.Model(inputs, outputs | own | beside, name="student")
         self._columns = _targets.Columns(
             {task: self.output_name("label", task) for task in self.tasks},
             tuple(dict.fromkeys(n for b in self.branches for n in b.scalar_columns)),
@@ -353,6 +374,7 @@ class ExternalDistillation(keras.Model):
         cls,
         model: keras.Model,
         representation: str | Mapping[str, str] | None = "representation",
+        embeddings: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> ExternalDistillation:
         """Distills into a functional model that ends in a logit, such as those of the zoo.
@@ -365,6 +387,8 @@ class ExternalDistillation(keras.Model):
             representation: Name of the layer whose output the heads stand on (a dict of names by
                 task, if tasks have their own), or `None` if there are none.
                 Defaults to `"representation"`.
+            embeddings: Names of features; the representation heads match their embeddings, side by
+                side (`embeddings_of`). Defaults to `None`: they match `representation`.
             **kwargs: The other arguments of `ExternalDistillation`.
 
         Raises:
@@ -389,13 +413,19 @@ class ExternalDistillation(keras.Model):
             tensor = {task: output_of(name) for task, name in representation.items()}
         elif representation is not None:
             tensor = output_of(representation)
+        if embeddings is not None:
+            kwargs["embeddings"] = embeddings_of(model, embeddings)
         return cls(model.input, model.output, representation=tensor, **kwargs)
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the heads' and the adapters' variables; the student has its own already."""
+        embeddings = self.student.output.get("embeddings")
         for branch in self.branches:
             key = self.representation_name(branch)
-            branch.build(None if key is None else tuple(self.student.output[key].shape))
+            branch.build(
+                None if key is None else tuple(self.student.output[key].shape),
+                None if embeddings is None else tuple(embeddings.shape),
+            )
         self._freeze_adapter()
         self.built = True
 
@@ -422,7 +452,10 @@ class ExternalDistillation(keras.Model):
         result = {"logit": logit}
         for branch in self.branches:
             if branch.heads:
-                found = branch(outputs[self.representation_name(branch)], self.step)
+                key = self.representation_name(branch)
+                found = branch(
+                    None if key is None else outputs[key], self.step, outputs.get("embeddings")
+                )
                 result |= {name + branch.suffix: value for name, value in found.items()}
         return result
 
@@ -707,5 +740,6 @@ class ExternalDistillation(keras.Model):
             if tasks
             else outputs["logit"],
             representation=own if any(t is not None for t in own.values()) else shared,
+            embeddings=outputs.get("embeddings"),
             **arguments,
         )

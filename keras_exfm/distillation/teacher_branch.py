@@ -69,8 +69,8 @@ class TeacherBranch(keras.layers.Layer):
             adapter, a head with the `units`, `gradient_scale`, initial values and dtype of
             `auxiliary_head` (of a fresh `AuxiliaryHead` without one), and no label scale or loss
             weight.
-        representation_head: `keras_exfm.layers.RepresentationHead` for the teacher's vector.
-            Defaults to `None`.
+        representation_head: `keras_exfm.layers.RepresentationHead` for the teacher's vector. It
+            stands on the student's `embeddings` if there are any. Defaults to `None`.
         gate: `keras_exfm.layers.TeacherGate`. Defaults to `None`: none.
         shared_head_weight: Weight of the teacher's label in the serving head itself; a number or a
             schedule. Defaults to `0.0`.
@@ -83,6 +83,8 @@ class TeacherBranch(keras.layers.Layer):
         representation: Tensor `(batch, features)`, or `None` for a branch without heads. The output
             is a dict of what the heads predict.
         step: Training step at which schedules are read. Defaults to `None`: step 0.
+        embeddings: Tensor `(batch, features)` that the representation head takes in place of
+            `representation`. Defaults to `None`: none.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -223,21 +225,26 @@ class TeacherBranch(keras.layers.Layer):
             values += [head.loss_weight, head.gradient_scale]
         return any(map(_loss_checks.is_schedule, values))
 
-    def build(self, representation_shape: Any) -> None:
+    def build(self, representation_shape: Any, embeddings_shape: Any = None) -> None:
         """Creates the variables of the heads and of the adapter."""
-        for head in self.heads.values():
+        for name, head in self.heads.items():
             if not head.built:
-                head.build(tuple(representation_shape))
+                shape = representation_shape
+                if name == "representation" and embeddings_shape is not None:
+                    shape = embeddings_shape
+                head.build(tuple(shape))
         if self.student_adapter is not None and not self.student_adapter.built:
             self.student_adapter.build((None, 1))
         self.built = True
 
-    def call(self, representation: Any, step: Any = None) -> dict[str, Any]:
+    def call(self, representation: Any, step: Any = None, embeddings: Any = None) -> dict[str, Any]:
         """What the heads predict."""
         gate = None if self.gate is None else self.gate.factor
-        return {
-            name: head(representation, step=step, gate=gate) for name, head in self.heads.items()
-        }
+        found = {}
+        for name, head in self.heads.items():
+            matches = name == "representation" and embeddings is not None
+            found[name] = head(embeddings if matches else representation, step=step, gate=gate)
+        return found
 
     def adapt(self, targets: Targets) -> Any:
         """The adapter's logit; a constant without meaning where the teacher is missing."""

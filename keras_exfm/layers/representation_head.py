@@ -21,8 +21,10 @@ class RepresentationHead(keras.layers.Layer):
 
     An addition to ExFM: a logit tells the student how the teacher ends, a vector of `size` numbers
     tells what the end was made from. It is still external (the teacher is not run) and free in
-    serving. Formula, with the student's representation `x`, the teacher's vector `r`, and per
-    coordinate the running mean `m` and deviation `s` of the vectors seen so far:
+    serving. `x` may also be embeddings of the student, to be matched with the teacher's of the same
+    features (`ExternalDistillation(embeddings=)`). Formula, with the student's representation `x`,
+    the teacher's vector `r`, and per coordinate the running mean `m` and deviation `s` of the
+    vectors seen so far:
 
         g(x)   = sg(x) + beta * (x - sg(x))                value x, gradient times beta
         v      = Dense_size(ReLU(Dense(... g(x))))         a hidden Dense for every entry of units
