@@ -31,7 +31,9 @@ from distillation_variants import EXPERIMENTS, STUDENTS, TEACHERS
 
 RESULTS = Path(__file__).parent / "results" / "distillation"
 OWN_FRACTION, VERTICAL = 0.15, "device3"
-BATCH, TEACHER_BATCH = 1280, 2560
+BATCH, TEACHER_BATCH = 320, 2560
+# Rows after which a student trains on the teacher's labels, if they come at once.
+AT_ONCE = {"own": 320, "all": 1280}
 AGES = (0, 1, 3, 6, 24)
 # The log's first hour makes no impressions, so day 1 has 23 hours.
 BASELINE = "no teacher"
@@ -48,13 +50,15 @@ def arguments():
     parser.add_argument("--to", dest="last", type=int, default=10, help="last day")
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--user-fraction", type=float, default=0.45, help="of the teacher's users")
-    parser.add_argument("--experiments", default=",".join(EXPERIMENTS))
+    parser.add_argument(
+        "--experiments", default=";".join(EXPERIMENTS), help="names, with ; between them"
+    )
     parser.add_argument("--backend", default="tensorflow", choices=["jax", "tensorflow"])
     options = parser.parse_args()
     if options.command == "run" and options.data is None:
         parser.error("run needs --data")
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
-    options.experiments = options.experiments.split(",")
+    options.experiments = options.experiments.split(";")
     if unknown := sorted(set(options.experiments) - set(EXPERIMENTS)):
         parser.error(f"unknown experiments {unknown}; there are {', '.join(EXPERIMENTS)}")
     options.days = (options.first, options.last)
@@ -136,7 +140,13 @@ def columns_of(stream, variant):
         chance = np.random.default_rng(0).random(int(stream.rows.columns["group"].max()) + 1)
         logit = np.where(chance[stream.rows.columns["group"]] < coverage, logit, np.nan)
     found = [("teacher_logit", logit.astype(np.float32))]
-    if "representation_head" in variant.get("parts", {}):
+    parts = variant.get("parts", {})
+    if "embeddings" in parts:
+        vectors = [log[f"embedding_{name}"] for name in parts["embeddings"]]
+        whole = np.full((len(logit), sum(v.shape[1] for v in vectors)), np.nan, np.float16)
+        whole[stream.rows.own] = np.concatenate(vectors, axis=1)
+        found.append(("teacher_representation", whole))
+    elif "representation_head" in parts:
         found.append(("teacher_representation", log["representation"]))
     return found
 
@@ -197,7 +207,13 @@ def distiller(backbone, optimizer, setting):
 
 
 def run_student(stream, variant, seed):
-    """One progressive pass; the figures of the serving logit."""
+    """One progressive pass; the figures of the serving logit.
+
+    An hour is predicted, then trained on: its labels are known when it is over. The teacher's
+    predictions are known when an example is served. `at_once` uses that, as `teacher_batch_size` of
+    `streaming.progressive_validation` does: every so many rows, in the order of time, the student
+    predicts, and then trains on what the teacher said of them, without their labels.
+    """
     import keras
 
     keras.utils.clear_session()
@@ -210,14 +226,23 @@ def run_student(stream, variant, seed):
     for i in range(len(rows.hours)):
         here = np.arange(rows.hour(i).start, rows.hour(i).stop)
         own = here[rows.own[here]]
-        for start, (x, _, n) in zip(
-            range(0, len(own), BATCH), streams.batches(rows, own, BATCH, names)
+        early = variant.get("at_once")
+        served, size = here if early == "all" else own, AT_ONCE.get(early, BATCH)
+        for start, (x, weight, n) in zip(
+            range(0, len(served), size), streams.batches(rows, served, size, names, extra)
         ):
-            x.pop("label")
-            if variant.get("distiller"):
-                x["teacher_logit"] = np.zeros((BATCH, 1), np.float32)
-            z = np.asarray(model.predict_on_batch(x)).reshape(-1)
-            logit[own[start : start + n]] = z[:n]
+            at = served[start : start + n]
+            y = {name: x.pop(name) for name, _ in extra}
+            y["label"] = np.full_like(x.pop("label"), np.nan, dtype=np.float32)
+            if rows.own[at].any():
+                if variant.get("distiller"):
+                    x["teacher_logit"] = np.zeros((size, 1), np.float32)
+                z = np.asarray(model.predict_on_batch(x)).reshape(-1)[:n]
+                logit[at[rows.own[at]]] = z[rows.own[at]]
+            if early:
+                begun = time.monotonic()
+                model.train_on_batch(x, y, weight)
+                spent += time.monotonic() - begun
         begun = time.monotonic()
         for x, weight, _ in streams.batches(rows, here[trains[here]], BATCH, names, extra):
             y = {"label": x.pop("label")}
@@ -255,7 +280,7 @@ def run_student(stream, variant, seed):
 def recorded(options, variant, seed, stream=None):
     """The record of a run, made if there is a `stream`; `None` if it is not there."""
     text = json.dumps(
-        [variant, options.backend, options.days, options.user_fraction], sort_keys=True
+        [variant, BATCH, options.backend, options.days, options.user_fraction], sort_keys=True
     )
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     file = options.out / "students" / f"{key}-{seed}.json"

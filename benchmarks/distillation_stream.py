@@ -16,6 +16,8 @@ import numpy as np
 # Features that tell who the user is and what the user has read.
 PERSONAL = ("user", "past_clicks", "last_article", "history")
 REPRESENTATION = 32
+# Features whose embeddings in the teacher are logged, for the students' rows.
+EMBEDDINGS = ("user", "article", "last_article", "history")
 
 
 @dataclasses.dataclass
@@ -78,7 +80,9 @@ def load(options, fraction, own_fraction, vertical):
     if own_fraction != fraction:
         small = found[own_fraction][1]
         ids = [
-            streaming.read_hour(small, hour, info.schema.select([]), columns=["example_id"])
+            streaming.read_hour(
+                small, hour, info.schema.select(["environment"]), columns=["example_id"]
+            )
             for hour in small.hours
         ]
         kept &= np.isin(columns["example_id"], np.concatenate([x["example_id"] for x in ids]))
@@ -124,7 +128,7 @@ def teacher_model(setting, schema):
 
 
 def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=print):
-    """Logits of each age and the representation, of every row; makes them if they are not there.
+    """Logits of each age, representation and embeddings; makes them if they are not there.
 
     Args:
         path: File of the log.
@@ -148,10 +152,24 @@ def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=prin
     started = time.monotonic()
     model, scorer = teacher_model(setting, rows.schema), teacher_model(setting, rows.schema)
     names = [tensor.name for tensor in model.inputs]
-    full = keras.Model(scorer.inputs, [scorer.output, scorer.get_layer("representation").output])
-    width = full.outputs[1].shape[-1]
+    full = keras.Model(
+        scorer.inputs,
+        [
+            scorer.output,
+            scorer.get_layer("representation").output,
+            scorer.get_layer("feature-embedding").output,
+        ],
+    )
+    width, dim = full.outputs[1].shape[-1], full.outputs[2].shape[-1]
     logit = {age: np.full(len(rows), np.nan, np.float32) for age in ages}
     vector = np.full((len(rows), width), np.nan, np.float16)
+    # Rows of the stream that the students have, in the log of embeddings.
+    place = np.cumsum(rows.own) - 1
+    logged = {
+        name: (k, np.full((int(rows.own.sum()), dim), np.nan, np.float16))
+        for k, name in enumerate(feature.name for feature in model.schema.sparse)
+        if name in EMBEDDINGS
+    }
     kept = collections.deque(maxlen=max(ages) + 1)
     for i in range(len(rows.hours)):
         here = np.arange(rows.hour(i).start, rows.hour(i).stop)
@@ -164,11 +182,14 @@ def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=prin
                 range(0, len(index), batch), batches(rows, index, batch, names)
             ):
                 x.pop("label")
-                z, r = full.predict_on_batch(x)
+                z, r, e = (np.asarray(output)[:n] for output in full.predict_on_batch(x))
                 at = index[start : start + n]
-                logit[age][at] = np.asarray(z)[:n, 0]
+                logit[age][at] = z[:, 0]
                 if age == 0:
-                    vector[at] = np.asarray(r)[:n]
+                    vector[at] = r
+                    own = rows.own[at]
+                    for k, column in logged.values():
+                        column[place[at[own]]] = e[own, k]
         train = here if trains_on is None else here[trains_on[here]]
         for x, weight, _ in batches(rows, train, batch, names):
             model.train_on_batch(x, x.pop("label"), weight)
@@ -186,6 +207,7 @@ def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=prin
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     out = {f"logit_{age}": column for age, column in logit.items()}
+    out |= {f"embedding_{name}": column for name, (_, column) in logged.items()}
     out |= {"representation": vector, "about": np.array(json.dumps(about))}
     part = path.with_suffix(".part.npz")
     np.savez(part, **out)

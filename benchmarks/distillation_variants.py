@@ -2,11 +2,15 @@
 
 A variant says what trains the student: `parts` (of `ExternalDistillation`), the `teacher`, the
 `age` of its weights in hours, a distortion of its logit (`scale`, `shift`), the share of rows that
-it scores (`coverage`), the `student` and changes of it (`override`), and the `traffic` it trains
-on. Variants of one experiment are compared with its "no teacher", or with `baseline`.
+it scores (`coverage`), the `student` and changes of it (`override`), the `traffic` that it trains
+on, and whether the teacher's label comes `at_once` (see `run_student`), for the student's own rows
+or for `all` that the teacher scores. Variants of one experiment are compared with its "no teacher",
+or with `baseline`.
+
+Batch, learning rates, weights and the gate were chosen on days 3 to 5, with one seed.
 """
 
-from distillation_stream import PERSONAL, REPRESENTATION
+from distillation_stream import EMBEDDINGS, PERSONAL, REPRESENTATION
 
 WUKONG = {
     "class": "Wukong",
@@ -19,17 +23,26 @@ WUKONG = {
     "head_units": (128, REPRESENTATION),
     "table_learning_rate": 0.05,
 }
+# The three knobs of Wukong's own scaling path at once, and the tables' vectors with them.
+TINY = {"dim": 4, "num_layers": 1, "n_fmb": 2, "n_lcb": 2, "rank": 2, "mlp_units": (16,)}
+SMALL = {"dim": 8, "num_layers": 1, "n_fmb": 4, "n_lcb": 4, "rank": 4, "mlp_units": (32,)}
+MEDIUM = {"dim": 16, "num_layers": 2, "n_fmb": 8, "n_lcb": 8, "rank": 8, "mlp_units": (64,)}
 TEACHERS = {
     "foundation": {**WUKONG, "ages": True},
     # What a large model knows with the student's fields.
     "foundation, fewer fields": {**WUKONG, "without": PERSONAL},
     # Another vertical's model: device group 1 is desktop, 3 is phones.
     "other vertical": {**WUKONG, "only": "device1"},
+    "medium": {**WUKONG, **MEDIUM},
+    "small": {**WUKONG, **SMALL, "head_units": (64, REPRESENTATION)},
+    "tiny": {**WUKONG, **TINY, "head_units": (16, REPRESENTATION)},
 }
-DLRM = {"class": "DLRM", "dim": 16, "top_units": (64, 32), "table_learning_rate": 0.4}
+DLRM = {"class": "DLRM", "dim": 16, "top_units": (64, 32), "table_learning_rate": 0.2}
 STUDENTS = {"all fields": DLRM, "fewer fields": {**DLRM, "without": PERSONAL}}
 
 F = {"teacher": "foundation"}
+AT_ONCE = {"at_once": "own"}
+ALL = {"at_once": "all"}
 
 
 def vanilla(weight=1.0, **other):
@@ -48,7 +61,16 @@ def head(weight=1.0, beta=1.0, alpha=1.0, **other):
 
 SA = {"student_adapter": {"residual": True}}
 REP = {"representation_head": {"size": REPRESENTATION}}
+EMB = {
+    "representation_head": {"size": len(EMBEDDINGS) * WUKONG["dim"], "loss_weight": 0.5},
+    "embeddings": EMBEDDINGS,
+}
 GATE = {"gate": {"half_life": 20000.0, "margin": 0.01}}
+
+
+def adapted(**other):
+    """The adapter's label in the serving head: vanilla distillation without the teacher's bias."""
+    return vanilla(1.0, shared_head_source="adapter", **SA, **other)
 
 
 def distiller(weight):
@@ -62,14 +84,22 @@ def each(common, variants):
     return {"no teacher": base, **{name: {**common, **v} for name, v in variants.items()}}
 
 
-PARTS = {
+PAPER = {
     "vanilla": vanilla(),
     "keras.distillation": distiller(0.9),
     "AH": head(),
     "SA": {"parts": SA},
     "AH + SA": head(**SA),
-    "AH + SA + gate": head(**SA, **GATE),
 }
+MAIN = {
+    "vanilla": vanilla(),
+    "AH + SA": head(**SA),
+    "AH + SA + gate": head(**SA, **GATE),
+    "adapter's label + gate": adapted(**GATE),
+}
+PROVED = {name: MAIN[name] for name in ("vanilla", "AH + SA", "AH + SA + gate")}
+# Steps without a label and without a teacher: no gradient, but Adam's momentum moves on.
+EMPTY = {"no teacher, empty steps": {**F, **vanilla(), **AT_ONCE, "coverage": 0.0}}
 STALE = {f"{age} h": {"age": age} for age in (1, 3, 6, 24)}
 BIAS = {
     "logit + 1": {"shift": 1.0},
@@ -78,65 +108,117 @@ BIAS = {
 }
 
 
-def crossed(conditions, variants):
+def crossed(conditions, variants, suffix=""):
     return {
-        f"{condition}: {name}": {**how, **variant}
+        f"{condition}: {name}{suffix}": {**how, **variant}
         for condition, how in conditions.items()
         for name, variant in variants.items()
     }
 
 
+def at_once(variants, traffic=AT_ONCE):
+    suffix = ", at once" if traffic is AT_ONCE else ", at once, all traffic"
+    return {f"{name}{suffix}": {**variant, **traffic} for name, variant in variants.items()}
+
+
+TOGETHER = {
+    name: PAPER[name] if name in PAPER else MAIN[name]
+    for name in ("vanilla", "keras.distillation", "AH + SA", "AH + SA + gate")
+}
+
 EXPERIMENTS = {
-    "fresh teacher": each(
+    "teacher at once": each(
         F,
         {
-            **PARTS,
-            "keras.distillation, its weights": distiller(0.5),
-            "vanilla, w 0.3": vanilla(0.3),
-            "vanilla, w 3": vanilla(3.0),
-            "AH, w 0.3": head(0.3),
-            "AH, w 3": head(3.0),
-            "AH, beta 3": head(beta=3.0),
-            "AH, alpha 1.5": head(alpha=1.5),
-            "vanilla + AH": vanilla(1.0, **head()["parts"]),
-            "representation": {"parts": REP},
-            "AH + representation": head(**REP),
-            "vanilla + AH + representation": vanilla(1.0, **head(**REP)["parts"]),
+            **EMPTY,
+            **at_once(
+                {
+                    **MAIN,
+                    "AH": head(),
+                    "vanilla + representation": vanilla(**REP),
+                    "vanilla + embeddings": vanilla(**EMB),
+                    "AH + SA + embeddings": head(**SA, **EMB),
+                }
+            ),
+            **at_once(
+                {
+                    "vanilla": vanilla(),
+                    "AH + SA": head(**SA),
+                    "AH + SA + embeddings": head(**SA, **EMB),
+                },
+                ALL,
+            ),
         },
     ),
+    "stale teacher, at once": each(F, {**EMPTY, **crossed(STALE, at_once(PROVED))}),
+    "biased teacher, at once": each(F, {**EMPTY, **crossed(BIAS, at_once(PROVED))}),
+    "teacher with the label": each(
+        F,
+        {
+            **PAPER,
+            "AH + SA + gate": head(**SA, **GATE),
+            "AH, GS (beta 3)": head(beta=3.0),
+            "AH, LS (alpha 1.5)": head(alpha=1.5),
+            "AH, LW (w 3)": head(3.0),
+            "AH, LW (w 0.3)": head(0.3),
+            "vanilla + embeddings": vanilla(**EMB),
+        },
+    ),
+    "stale teacher, with the label": each(F, crossed(STALE, TOGETHER)),
+    "biased teacher, with the label": each(F, crossed(BIAS, TOGETHER)),
     "fewer fields": each(
         {**F, "student": "fewer fields"},
-        {**PARTS, "AH + representation": head(**REP)},
+        {
+            "vanilla": vanilla(),
+            "AH + SA": head(**SA),
+            **at_once(PROVED),
+            **at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}, ALL),
+        },
     ),
     "fewer fields, their teacher": each(
         {"teacher": "foundation, fewer fields", "student": "fewer fields"},
-        {"vanilla": vanilla(), "AH": head(), "AH + representation": head(**REP)},
+        {
+            **at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}),
+            **at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}, ALL),
+        },
     ),
-    "stale teacher": each(F, crossed(STALE, PARTS)),
-    "biased teacher": each(F, crossed(BIAS, PARTS)),
     "coverage": each(
         F,
         crossed(
             {f"{share:.0%}": {"coverage": share} for share in (0.5, 0.1)},
-            {"vanilla": vanilla(), "AH": head()},
+            at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}),
         ),
     ),
-    "all traffic": {
+    "teacher size": each(
+        {},
+        crossed(
+            {name: {"teacher": name} for name in ("tiny", "small", "medium", "foundation")},
+            at_once({"AH + SA": head(**SA)}),
+        ),
+    ),
+    "labels of all traffic": {
         "no teacher": {},
-        "no teacher, all traffic": {"traffic": "all"},
-        **{
-            f"{name}, all traffic": {**F, **PARTS[name], "traffic": "all"}
-            for name in ("vanilla", "AH")
+        "no teacher, labels of all traffic": {"traffic": "all"},
+        "AH + SA, at once, labels of all traffic": {
+            **F,
+            **head(**SA),
+            **ALL,
+            "traffic": "all",
         },
     },
-    "table learning rate": {
+    "student's optimizer": {
         f"{name}, rate {rate}": {
             **(F if parts else {}),
             **parts,
             "override": {"table_learning_rate": rate},
             "baseline": f"no teacher, rate {rate}",
         }
-        for rate in (0.2, 0.8)
-        for name, parts in (("no teacher", {}), ("vanilla", vanilla()), ("AH", head()))
+        for rate in (0.05, 0.4)
+        for name, parts in (
+            ("no teacher", {}),
+            ("vanilla", vanilla()),
+            ("AH, LW (w 3)", head(3.0)),
+            ("vanilla, at once", {**vanilla(), **AT_ONCE}),
+        )
     },
 }
