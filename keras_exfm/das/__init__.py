@@ -17,6 +17,7 @@ from keras_exfm.das.scorers import (
     SnapshotScorer,
     TeacherTimeout,
 )
+from keras_exfm.das.served import read_served
 from keras_exfm.das.service import DataAugmentationService, HourReport
 from keras_exfm.das.snapshots import Snapshot, SnapshotError, SnapshotStore
 from keras_exfm.das.status import status
@@ -50,6 +51,7 @@ __all__ = [
     "Worker",
     "backfill",
     "compact",
+    "read_served",
     "rescore",
     "status",
     "vacuum",
