@@ -11,6 +11,8 @@ import pytest
 
 import keras_exfm
 
+pytestmark = pytest.mark.backend_free
+
 ROOT = Path(keras_exfm.__file__).parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages([str(ROOT)], "keras_exfm."))
 

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.backend_free
+
 SCRIPT = """
 import resource, sys
 import numpy as np

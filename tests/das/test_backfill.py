@@ -10,6 +10,8 @@ from keras_exfm.das import JobError, SnapshotStore, Worker, backfill, rescore, v
 from keras_exfm.streaming import MS_PER_HOUR
 from tests.das import made
 
+pytestmark = pytest.mark.backend_free
+
 HOURS = range(5, 9)
 HALF = {"entry_point": "tests.das.teachers:nan_where_negative", "workers": 0}
 VECTORS = {"representation_size": 3, "workers": 0}

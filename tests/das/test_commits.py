@@ -15,6 +15,8 @@ import keras_exfm as kx
 from keras_exfm.das import Worker, compact, vacuum, verify
 from tests.das import made
 
+pytestmark = pytest.mark.backend_free
+
 ROOT = Path(__file__).parents[2]
 HOURS = range(5, 9)
 

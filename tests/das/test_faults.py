@@ -12,6 +12,8 @@ from keras_exfm.das import SnapshotError, SnapshotStore, Worker, verify
 from keras_exfm.streaming import MS_PER_HOUR, StreamError
 from tests.das import faults, made
 
+pytestmark = pytest.mark.backend_free
+
 HOURS = range(5, 8)
 ONE = {"all": {"tasks": ["click"]}}
 

@@ -22,6 +22,8 @@ from keras_exfm.das import Follower, JobError, Metrics, Worker, status
 from keras_exfm.das.follower import JsonLines
 from tests.das import made
 
+pytestmark = pytest.mark.backend_free
+
 ROOT = Path(__file__).parents[2]
 HOURS = range(5, 9)
 KINDS = ("impressions", "labels", "conversions")

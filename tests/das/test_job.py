@@ -5,6 +5,8 @@ from keras_exfm.das import Job, JobError
 from keras_exfm.streaming import partitions
 from tests.das import made
 
+pytestmark = pytest.mark.backend_free
+
 TOML = """
 name = "ads"
 source = "data"

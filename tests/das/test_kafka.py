@@ -11,6 +11,8 @@ import keras_exfm as kx
 from keras_exfm.das import KafkaSink, KafkaSource, kafka_source
 from keras_exfm.streaming import MS_PER_HOUR, StreamError, partitions
 
+pytestmark = pytest.mark.backend_free
+
 kafka = pytest.importorskip("confluent_kafka")
 
 SCHEMA = kx.Schema(

@@ -10,6 +10,8 @@ from keras_exfm.das import JobError, Worker, backfill
 from keras_exfm.streaming import MS_PER_HOUR, StreamError
 from tests.das import made
 
+pytestmark = pytest.mark.backend_free
+
 ray = pytest.importorskip("ray")
 HOURS = range(5, 8)
 

@@ -11,6 +11,8 @@ import keras_exfm as kx
 from keras_exfm.das import CallableScorer, DataAugmentationService
 from keras_exfm.streaming import MS_PER_HOUR, StreamError, partitions
 
+pytestmark = pytest.mark.backend_free
+
 SCHEMA = kx.Schema([kx.Categorical("ad", 10), kx.MultiHot("seen", 10, 2), kx.Numeric("x")])
 HOURS = range(5, 10)
 

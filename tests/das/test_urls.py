@@ -10,6 +10,8 @@ from keras_exfm.das import Worker
 from keras_exfm.streaming import StreamError, partitions
 from tests.das import made
 
+pytestmark = pytest.mark.backend_free
+
 HOURS = range(5, 8)
 
 

@@ -12,6 +12,8 @@ from keras_exfm.das import JobError, Worker
 from keras_exfm.streaming import MS_PER_HOUR, StreamError, partitions
 from tests.das import made
 
+pytestmark = pytest.mark.backend_free
+
 HOURS = range(5, 10)
 
 

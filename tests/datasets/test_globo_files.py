@@ -12,6 +12,8 @@ from keras_exfm.datasets import globo
 from keras_exfm.streaming import StreamError, partitions
 from keras_exfm.streaming.partitions import DatasetInfo
 
+pytestmark = pytest.mark.backend_free
+
 HOUR = 3_600_000
 
 

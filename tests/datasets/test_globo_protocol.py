@@ -14,6 +14,8 @@ from keras_exfm.streaming import partitions
 from keras_exfm.streaming.columns import prepare_hour
 from keras_exfm.streaming.partitions import DatasetInfo
 
+pytestmark = pytest.mark.backend_free
+
 HOUR = 3_600_000
 DAY = 24 * HOUR
 CONTEXT = {

@@ -14,6 +14,8 @@ from keras_exfm.datasets import FORMATS, PublicTable
 from keras_exfm.pipeline.config import PublicData
 from keras_exfm.streaming import StreamError, partitions
 
+pytestmark = pytest.mark.backend_free
+
 HOUR = 3_600_000
 CRITEO = "\t".join(["1", "3", "", "-2", *["0"] * 10, "68fd1e64", "", *["0000000a"] * 24])
 CRITEO_0 = "\t".join(["0", *["7"] * 13, *["ffffffff"] * 26])

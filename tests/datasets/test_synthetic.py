@@ -10,6 +10,8 @@ from keras_exfm.metrics.functional import bayes_normalized_entropy, normalized_e
 from keras_exfm.streaming import StreamError, partitions
 from keras_exfm.streaming.columns import prepare_hour
 
+pytestmark = pytest.mark.backend_free
+
 HOUR = 3_600_000
 NO_EFFECTS = dict.fromkeys(("main", "pair", "third", "history", "numeric"), 0.0)
 

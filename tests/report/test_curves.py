@@ -6,6 +6,8 @@ from keras_exfm.report.curves import rolling_width, vertical_curves
 
 from .results import FIRST, figures, write_run
 
+pytestmark = pytest.mark.backend_free
+
 
 def pooled(made, seed, model, hours, key):
     parts = [made[seed, model, "feed", h] for h in hours]

@@ -6,6 +6,8 @@ import pytest
 
 from keras_exfm.report import ReportError, gain_table
 
+pytestmark = pytest.mark.backend_free
+
 
 def row(seed, model, ne, vertical="feed", auc=0.7, calibration=1.0, bayes=0.6, **changes):
     return {

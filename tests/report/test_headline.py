@@ -3,6 +3,8 @@ import pytest
 from keras_exfm.report.gains import gain_table
 from keras_exfm.report.headline import headline
 
+pytestmark = pytest.mark.backend_free
+
 
 def say(gains, seeds=3, wobble=0.0, teacher=5.0, verticals=("feed",)):
     """`gains`: student -> gain in percent, the same in every vertical unless a dict."""

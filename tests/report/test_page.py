@@ -9,6 +9,8 @@ from keras_exfm.report.page import count, deviation, duration, number, signed
 
 from .results import write_run
 
+pytestmark = pytest.mark.backend_free
+
 VOID = {"meta", "line", "path", "use", "rect"}
 
 

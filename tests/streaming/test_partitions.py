@@ -8,6 +8,8 @@ import pytest
 import keras_exfm as kx
 from keras_exfm.streaming import StreamError, partitions
 
+pytestmark = pytest.mark.backend_free
+
 HOUR = 3_600_000
 SCHEMA = kx.Schema([kx.Categorical("ad", 10), kx.MultiHot("seen", 10, length=3), kx.Numeric("x")])
 

@@ -14,6 +14,8 @@ from keras_exfm.features import SchemaError, fold_ids
 from keras_exfm.streaming import Stream, StreamError, _hour_writer, hours, read_hour, write_hour
 from tests.streaming.samples import HOUR, hour_rows, schema
 
+pytestmark = pytest.mark.backend_free
+
 
 @pytest.fixture
 def path(tmp_path):
