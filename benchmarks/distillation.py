@@ -19,24 +19,21 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import statistics
 import sys
 import time
 from pathlib import Path
 
+import distillation_report as report
 import distillation_stream as streams
 import numpy as np
 from distillation_variants import EXPERIMENTS, STUDENTS, TEACHERS
 
-RESULTS = Path(__file__).parent / "results" / "distillation"
 OWN_FRACTION, VERTICAL = 0.15, "device3"
 BATCH, TEACHER_BATCH = 320, 2560
 # Rows after which a student trains on the teacher's labels, if they come at once.
 AT_ONCE = {"own": 320, "all": 1280}
 AGES = (0, 1, 3, 6, 24)
 # The log's first hour makes no impressions, so day 1 has 23 hours.
-BASELINE = "no teacher"
 
 
 def arguments():
@@ -206,8 +203,8 @@ def distiller(backbone, optimizer, setting):
     return model
 
 
-def run_student(stream, variant, seed):
-    """One progressive pass; the figures of the serving logit.
+def serving_logits(stream, variant, seed):
+    """One progressive pass: the serving logit of every row, the last logs, seconds of training.
 
     An hour is predicted, then trained on: its labels are known when it is over. The teacher's
     predictions are known when an example is served. `at_once` uses that, as `teacher_batch_size` of
@@ -220,7 +217,7 @@ def run_student(stream, variant, seed):
     keras.utils.set_random_seed(seed)
     rows, extra = stream.rows, columns_of(stream, variant)
     model, names = student_model(variant, stream.info.schema)
-    started, logit = time.monotonic(), np.full(len(rows), np.nan, np.float32)
+    logit = np.full(len(rows), np.nan, np.float32)
     trains = rows.own if variant.get("traffic", "own") == "own" else np.ones(len(rows), bool)
     logs, spent = {}, 0.0
     for i in range(len(rows.hours)):
@@ -259,7 +256,14 @@ def run_student(stream, variant, seed):
                 continue
             logs = model.train_on_batch(x, y, weight, return_dict=True)
         spent += time.monotonic() - begun
-    days = {}
+    return logit, logs, spent
+
+
+def run_student(stream, variant, seed):
+    """The figures of one progressive pass."""
+    started = time.monotonic()
+    logit, logs, spent = serving_logits(stream, variant, seed)
+    rows, days = stream.rows, {}
     for day in range(stream.options.first, stream.options.last + 1):
         mask = np.zeros(len(rows), bool)
         begin, end = (np.searchsorted(rows.hours, stream.hour_of_day(d)) for d in (day, day + 1))
@@ -274,6 +278,52 @@ def run_student(stream, variant, seed):
         "last_logs": {k: float(np.asarray(v)) for k, v in logs.items()},
         "seconds": round(time.monotonic() - started, 1),
         "seconds_of_training": round(spent, 1),
+    }
+
+
+def bounds(stream, seed):
+    """How well the student without a teacher and the teacher's log predict together, by its age.
+
+    When a student predicts an hour, what it can have read of the teacher was logged an hour
+    earlier, by weights that are an hour older. If it learned all of it, it would know what the student alone
+    knows and what that older teacher does: NE of the best `a z_student + b z_teacher + c` over the
+    counted rows.
+    """
+    from scipy.optimize import minimize
+
+    alone, _, _ = serving_logits(stream, {}, seed)
+    log, mask = stream.log("foundation"), stream.counted
+    label = stream.rows.columns["label"][mask].astype(np.float64)
+
+    def stacked(age):
+        z = np.stack([alone[mask], log[f"logit_{age}"][mask], np.ones(len(label))], 1)
+        z = z.astype(np.float64)
+
+        def loss(w):
+            logit = z @ w
+            error = 1 / (1 + np.exp(-logit)) - label
+            return np.mean(np.logaddexp(0, logit) - label * logit), z.T @ error / len(label)
+
+        found = np.full(len(stream.rows), np.nan, np.float32)
+        found[mask] = z @ minimize(loss, np.zeros(3), jac=True).x
+        return stream.figures(found)["ne"]
+
+    return {"seed": seed, "alone": stream.figures(alone)["ne"]} | {
+        str(age): stacked(age) for age in (0, 1, 3)
+    }
+
+
+def costs(stream):
+    """Training and serving FLOPs of the student, an example."""
+    from keras_exfm.models import flops
+
+    model, _ = student_model({}, stream.info.schema)
+    found = flops(model.serving_model())
+    return {
+        "training_flops": int(found.training),
+        "inference_flops": int(found.inference),
+        "rows": int(stream.rows.own.sum()),
+        "counted": int(stream.counted.sum()),
     }
 
 
@@ -325,6 +375,13 @@ def main():
                 }
         about = {
             "teachers": teachers,
+            "student": costs(stream),
+            "bounds": [bounds(stream, seed) for seed in options.seeds[:3]],
+            "batch": BATCH,
+            "at_once": AT_ONCE,
+            "teacher_batch": TEACHER_BATCH,
+            "vertical": VERTICAL,
+            "student_fraction": OWN_FRACTION,
             "data": {
                 "description": stream.info.description,
                 "source": stream.info.source,
@@ -333,121 +390,7 @@ def main():
             },
         }
         (options.out / f"about-{options.first}-{options.last}.json").write_text(json.dumps(about))
-    summarize(options)
-
-
-def spread(values, digits=2, sign=""):
-    mean = f"{statistics.mean(values):{sign}.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def summarize(options):
-    """Writes the tables and the figures of all finished runs."""
-    import keras
-
-    about = json.loads((options.out / f"about-{options.first}-{options.last}.json").read_text())
-    teachers = about["teachers"]
-    lines = [
-        f"# External distillation on Globo, days {options.first} to {options.last}",
-        "",
-        f"    {command(options)}",
-        "",
-        about["data"]["description"],
-        "",
-        "± is the standard deviation over seeds (gain and transfer ratio: of the paired values).",
-        "",
-        "| teacher | log of age, hours | NE | AUC | calibration |",
-        "|---|---|---|---|---|",
-    ]
-    for name, teacher in teachers.items():
-        for key, f in teacher["figures"].items():
-            age = key.removeprefix("logit_")
-            lines.append(
-                f"| {name} | {age} | {f['ne']:.4f} | {f['auc']:.4f} | {f['calibration']:.3f} |"
-            )
-    runs = {}
-    for experiment, variants in EXPERIMENTS.items():
-        table = {}
-        for name, variant in variants.items():
-            found = [recorded(options, variant, seed) for seed in options.seeds]
-            table[name] = [record for record in found if record]
-        if not any(records for name, records in table.items() if variants[name]):
-            continue
-        runs[experiment] = table
-        lines += [
-            "",
-            f"## {experiment}",
-            "",
-            "| student | seeds | NE | gain % | transfer ratio | AUC | calibration |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for name, records in table.items():
-            if not records:
-                continue
-            base_variant = variants.get(records[0]["variant"].get("baseline", BASELINE))
-            base = {}
-            for r in records:
-                if base_variant is None:
-                    continue
-                if known := recorded(options, base_variant, r["seed"]):
-                    base[r["seed"]] = known["figures"]["ne"]
-            gains = [
-                100 * (1 - r["figures"]["ne"] / base[r["seed"]])
-                for r in records
-                if r["seed"] in base
-            ]
-            teacher = teachers.get(records[0]["variant"].get("teacher"))
-            ratios = []
-            if teacher:
-                key = f"logit_{records[0]['variant'].get('age', 0)}"
-                best = teacher["figures"][key]["ne"]
-                ratios = [
-                    (base[r["seed"]] - r["figures"]["ne"]) / (base[r["seed"]] - best)
-                    for r in records
-                    if r["seed"] in base and base[r["seed"]] > best
-                ]
-            cells = [
-                name,
-                str(len(records)),
-                spread([r["figures"]["ne"] for r in records], 4),
-                spread(gains, 2, "+") if gains else "",
-                spread(ratios, 2) if ratios else "",
-                spread([r["figures"]["auc"] for r in records], 4),
-                spread([r["figures"]["calibration"] for r in records], 3),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    stem = f"globo-days-{options.first}-{options.last}"
-    record = {
-        "command": command(options),
-        **about,
-        "students": STUDENTS,
-        "batch": BATCH,
-        "teacher_batch": TEACHER_BATCH,
-        "vertical": VERTICAL,
-        "fractions": {"teacher": options.user_fraction, "student": OWN_FRACTION},
-        "versions": {"python": platform.python_version(), "keras": keras.__version__},
-        "cores": os.cpu_count(),
-        "runs": {
-            experiment: {
-                name: [{k: v for k, v in r.items() if k != "last_logs"} for r in records]
-                for name, records in table.items()
-            }
-            for experiment, table in runs.items()
-        },
-    }
-    (RESULTS / f"{stem}.json").write_text(json.dumps(record) + "\n")
-    (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-
-
-def command(options):
-    return (
-        "python benchmarks/distillation.py run --data DIR --out FOLDER "
-        f"--from {options.first} --to {options.last} "
-        f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend} "
-        f"--user-fraction {options.user_fraction:g}"
-    )
+    report.write(options, lambda variant, seed: recorded(options, variant, seed))
 
 
 if __name__ == "__main__":

@@ -141,11 +141,7 @@ EXPERIMENTS = {
                 }
             ),
             **at_once(
-                {
-                    "vanilla": vanilla(),
-                    "AH + SA": head(**SA),
-                    "AH + SA + embeddings": head(**SA, **EMB),
-                },
+                {"vanilla": vanilla(), "AH + SA": head(**SA)},
                 ALL,
             ),
         },
@@ -172,14 +168,14 @@ EXPERIMENTS = {
             "vanilla": vanilla(),
             "AH + SA": head(**SA),
             **at_once(PROVED),
-            **at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}, ALL),
+            **at_once({"AH + SA": head(**SA)}, ALL),
         },
     ),
     "fewer fields, their teacher": each(
         {"teacher": "foundation, fewer fields", "student": "fewer fields"},
         {
             **at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}),
-            **at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}, ALL),
+            **at_once({"AH + SA": head(**SA)}, ALL),
         },
     ),
     "coverage": each(
@@ -199,12 +195,6 @@ EXPERIMENTS = {
     "labels of all traffic": {
         "no teacher": {},
         "no teacher, labels of all traffic": {"traffic": "all"},
-        "AH + SA, at once, labels of all traffic": {
-            **F,
-            **head(**SA),
-            **ALL,
-            "traffic": "all",
-        },
     },
     "student's optimizer": {
         f"{name}, rate {rate}": {
