@@ -285,9 +285,9 @@ def bounds(stream, seed):
     """How well the student without a teacher and the teacher's log predict together, by its age.
 
     When a student predicts an hour, what it can have read of the teacher was logged an hour
-    earlier, by weights that are an hour older. If it learned all of it, it would know what the student alone
-    knows and what that older teacher does: NE of the best `a z_student + b z_teacher + c` over the
-    counted rows.
+    earlier, by weights that are an hour older. If it learned all of it, it would know what the
+    student alone knows and what that older teacher does: NE of the best `a z_student + b z_teacher
+    + c` over the counted rows.
     """
     from scipy.optimize import minimize
 
