@@ -11,10 +11,12 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
+import tomllib
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
-PACKAGE = "keras-exfm"
+ROOT = Path(__file__).parent.parent
 # Tools of this repository; nothing of them reaches a user. CUDA's own packages are NVIDIA's.
 LEFT_OUT = ("dev", "docs", "gpu")
 PERMISSIVE = {
@@ -70,12 +72,20 @@ def permissive(expression: str) -> bool:
     )
 
 
-def dependencies(root: str) -> tuple[dict[str, importlib.metadata.Distribution], set[str]]:
+def direct() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    texts = [*project["dependencies"], *(t for e in extras if e not in LEFT_OUT for t in extras[e])]
+    found = [Requirement(text) for text in texts]
+    return [r for r in found if r.marker is None or r.marker.evaluate()]
+
+
+def dependencies() -> tuple[dict[str, importlib.metadata.Distribution], set[str]]:
     """All that is needed, directly or not, by name, and what of it is not installed."""
     found: dict[str, importlib.metadata.Distribution] = {}
     missing: set[str] = set()
-    top = importlib.metadata.metadata(root).get_all("Provides-Extra") or []
-    waiting = [(root, frozenset(top) - set(LEFT_OUT))]
+    waiting = [(normal(r.name), frozenset(r.extras)) for r in direct()]
     seen = set()
     while waiting:
         name, extras = waiting.pop()
@@ -87,23 +97,17 @@ def dependencies(root: str) -> tuple[dict[str, importlib.metadata.Distribution],
         except importlib.metadata.PackageNotFoundError:
             missing.add(name)
             continue
-        found[normal(name)] = distribution
-        for text in distribution.requires or []:
-            requirement = Requirement(text)
-            wanted = [
-                extra
-                for extra in (*extras, "")
-                if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-            ]
-            if wanted:
+        found[name] = distribution
+        for requirement in map(Requirement, distribution.requires or []):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": e}) for e in (*extras, "")):
                 waiting.append((normal(requirement.name), frozenset(requirement.extras)))
-    found.pop(normal(root), None)
     return found, missing
 
 
 def main() -> int:
     """Prints what is wrong; the exit code."""
-    found, missing = dependencies(PACKAGE)
+    found, missing = dependencies()
     wrong = []
     for name, distribution in sorted(found.items()):
         expression = licence(distribution.metadata)
