@@ -212,6 +212,7 @@ def main():
         scaling.plot_compute(records, results / f"{options.stream}-compute.png", title),
         scaling.plot_data(records, results / f"{options.stream}-data.png", title),
     ]
+    scaling.write_page(records, options.out / f"{options.stream}.html", title)
     if knob_records:
         file = results / f"{options.stream}-knobs.png"
         figures.append(scaling.plot_compute(knob_records, file, f"Wukong's knobs, {title}"))

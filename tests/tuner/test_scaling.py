@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -198,9 +199,17 @@ def test_figures_and_laws_of_a_sweep(tmp_path):
     for draw in (scaling.plot_compute, scaling.plot_data):
         file = draw(runs, tmp_path / "figures" / f"{draw.__name__}.png", title="test")
         assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-        text = scaling.as_html(file, 'quality "<b>"')
-        assert "data:image/png;base64," in text
-        assert "<b>" not in text
+    page = scaling.write_page(runs, tmp_path / "page" / "sweep.html", 'a "<b>" sweep').read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "<b>" not in page
+    assert "beyond the best possible" in page
+    sizes = re.findall(r"<td>DLRM</td><td>([\d,]+)</td><td>2</td><td>([\d.]+)</td>", page)
+    assert [size for size, _ in sizes] == ["10,000", "100,000", "1,000,000", "10,000,000",
+                                           "100,000,000"]  # fmt: skip
+    assert float(sizes[0][1]) == pytest.approx(0.1 + 2 * 1e4**-0.15, abs=1e-3)
+    assert re.search(r"<td>Wukong</td><td>0\.\S+ \[", page)
+    few = [r for r in runs if r["cost"]["training_flops"] < 1e7]
+    assert "at least four sizes" in scaling.write_page(few, tmp_path / "few.html").read_text()
     with pytest.raises(ValueError, match="no runs"):
         scaling.plot_compute([], tmp_path / "none.png")
     assert json.dumps(runs)

@@ -1,7 +1,8 @@
 """The scaling law of one's own data: sizes by FLOPs, a sweep over them, the law, its figures."""
 
 from keras_exfm.tuner.scaling.configuration import Configuration
-from keras_exfm.tuner.scaling.figures import as_html, plot_compute, plot_data
+from keras_exfm.tuner.scaling.figures import plot_compute, plot_data
+from keras_exfm.tuner.scaling.page import write_page
 from keras_exfm.tuner.scaling.paths import MODELS, configurations, knobs
 from keras_exfm.tuner.scaling.scaling_law import Prediction, ScalingLaw
 from keras_exfm.tuner.scaling.sweep import Sweep, laws
@@ -12,10 +13,10 @@ __all__ = [
     "Prediction",
     "ScalingLaw",
     "Sweep",
-    "as_html",
     "configurations",
     "knobs",
     "laws",
     "plot_compute",
     "plot_data",
+    "write_page",
 ]

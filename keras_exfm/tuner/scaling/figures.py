@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,16 +90,6 @@ def plot_data(
                 label=f"{name} {size:.1e}",
             )
     return _save(figure, axes, path)
-
-
-def as_html(path: str | os.PathLike[str], caption: str) -> str:
-    """A figure as an HTML element that needs no other file, to be put into a page."""
-    data = base64.b64encode(Path(path).read_bytes()).decode()
-    text = html.escape(caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text}" style="max-width:100%">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
 
 
 def _names(records: Sequence[Record]) -> list[str]:
