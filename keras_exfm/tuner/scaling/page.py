@@ -36,7 +36,8 @@ img { max-width: 100% } div { overflow-x: auto }
 <th>largest size, predicted</th><th>observed</th><th>holds</th></tr>
 {% for row in laws %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-<p>With 95 % bootstrap intervals; the largest size as the law of the smaller ones predicts it.</p>{% else %}<p>A law needs at least four sizes of a model.</p>{% endif %}
+<p>With 95 % bootstrap intervals; the largest size as the law of the smaller ones predicts it.</p>
+{% else %}<p>A law needs at least four sizes of a model.</p>{% endif %}
 <h2>Quality against examples seen</h2>
 <img alt="Quality against examples seen" src="data:image/png;base64,{{ data }}">
 """
