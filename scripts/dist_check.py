@@ -62,6 +62,15 @@ kx.das.SnapshotStore("snapshots")
     ),
     "onnx": ("tensorflow", MODEL + "print(kx.export.onnx(model, 'model.onnx'))"),
     "litert": ("tensorflow", MODEL + "print(kx.export.litert(model, 'model.tflite'))"),
+    "serve": (
+        "tensorflow",
+        MODEL
+        + """
+kx.export.onnx(model, "model.onnx")
+import litserve, onnxruntime
+onnxruntime.InferenceSession("model.onnx").get_modelmeta().custom_metadata_map["keras_exfm"]
+""",
+    ),
     "ray": ("tensorflow", "import ray.data, keras_exfm as kx; kx.das"),
     "kafka": ("tensorflow", "import confluent_kafka, keras_exfm as kx; kx.das"),
 }

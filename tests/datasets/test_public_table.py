@@ -7,6 +7,7 @@ import typing
 import zipfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import keras_exfm as kx
@@ -279,6 +280,37 @@ def test_a_file_of_a_published_name_is_checked(tmp_path):
     info = kx.datasets.prepare("movielens_1m", tmp_path / "m", put(tmp_path, FILES["movielens_1m"]))
     assert info.source["file"] == "ratings.dat, users.dat, movies.dat"
     assert info.source["sha256"].count(",") == 2
+
+
+def test_a_stopped_preparation_goes_on(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    class Watcher:
+        def begin(self, label, total):
+            pass
+
+        def step(self, done, note=""):
+            if note.startswith("2 hours"):
+                raise Stopped
+
+    def content(out):
+        return {
+            file.relative_to(out): pq.read_table(file, partitioning=None).to_pylist()
+            for file in sorted(out.rglob("*.parquet"))
+        }
+
+    folder = put(tmp_path / "in", {"train.txt": [CRITEO, CRITEO_0] * 4})
+    table = PublicTable("criteo_kaggle", rows_per_hour=2)
+    with pytest.raises(Stopped):
+        table.write(folder, tmp_path / "a", progress=Watcher())
+    assert partitions.hours(tmp_path / "a") == [0, 1]
+    whole = table.write(folder, tmp_path / "b")
+    assert table.write(folder, tmp_path / "a") == whole
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    other = PublicTable("criteo_kaggle", rows_per_hour=4)
+    with pytest.raises(StreamError, match="another data set: parameters.rows_per_hour: 4"):
+        other.write(folder, tmp_path / "a")
 
 
 def damaged(name, file, line, old, new):
