@@ -333,9 +333,9 @@ def test_prepare_by_name(tmp_path):
     info = datasets.prepare("synthetic", tmp_path / "ads", options=options)
     assert info == partitions.DatasetInfo.read(tmp_path / "ads")
     assert info.parameters["hours"] == 2
-    assert set(datasets.DATASETS) == {"globo", "synthetic"}
+    assert {"globo", "synthetic", *datasets.FORMATS} == set(datasets.DATASETS)
     for arguments, message in [
-        (("nothing", tmp_path), "No data set 'nothing'.*'globo', 'synthetic'"),
+        (("nothing", tmp_path), "No data set 'nothing'.*'globo'.*'synthetic'"),
         (("synthetic", tmp_path, None, {"hour": 1}), "no options .'hour'.*'hours'"),
         (("synthetic", tmp_path, "clicks"), "reads no files.*clicks"),
         (("globo", tmp_path), "--data"),
