@@ -105,6 +105,8 @@ class Teacher(Network):
     """Hours between published snapshots."""
     delay_hours: NonNegativeInt = 0
     """Extra hours before a snapshot is published: a stale teacher."""
+    batch_size: PositiveInt | None = None
+    """Rows of a training step; `evaluation.batch_size` if left out."""
 
 
 class Student(_Strict):
@@ -113,12 +115,19 @@ class Student(_Strict):
     name: str
     shared_head_weight: NonNegativeFloat = 0.0
     """Weight of vanilla distillation in the serving head."""
+    shared_head_source: Literal["teacher", "adapter"] = "teacher"
+    """Whose label that is: the teacher's, or what the adapter makes of it."""
     auxiliary_head: dict[str, Any] | None = None
     """Arguments of `layers.AuxiliaryHead`."""
     student_adapter: dict[str, Any] | None = None
     """Arguments of `layers.StudentAdapter`."""
     adapter_head: dict[str, Any] | None = None
     """Arguments of the head on the adapter's target."""
+    gate: dict[str, Any] | None = None
+    """Arguments of `layers.TeacherGate`."""
+    teacher_batch_size: PositiveInt | None = None
+    """Learn what the teacher logged after every so many rows, before their labels are known; with
+    the label if left out."""
     strict: bool = False
     """Algorithm 1's two-step order."""
 

@@ -54,6 +54,8 @@ def student(settings: Network, distillation: Student, schema: Schema) -> Externa
         student_adapter=_layer(layers.StudentAdapter, distillation.student_adapter),
         adapter_head=_layer(layers.AuxiliaryHead, distillation.adapter_head),
         shared_head_weight=distillation.shared_head_weight,
+        shared_head_source=distillation.shared_head_source,
+        gate=_layer(layers.TeacherGate, distillation.gate),
         strict=distillation.strict,
     )
     model.compile(optimizer=keras.optimizers.Adam(settings.learning_rate))

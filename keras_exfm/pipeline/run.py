@@ -263,7 +263,7 @@ class Run:
                     root / "labelled",
                     hour,
                     names,
-                    batch_size=self.config.evaluation.batch_size,
+                    batch_size=self.config.teacher.batch_size or self.config.evaluation.batch_size,
                 )
                 # An hour's labels are complete `label_lag` hours after its end: a teacher that
                 # learned from them could not have been there earlier.
@@ -315,6 +315,7 @@ class Run:
             label_lag=math.ceil(info.label_window_hours),
             vertical=vertical,
             on_window=show,
+            teacher_batch_size=student.teacher_batch_size,
         )
         serving = model.serving_model()
         serving.save(figures.with_suffix(".keras"))
@@ -418,12 +419,17 @@ def _describe(student: Student) -> str:
     parts = []
     if student.shared_head_weight:
         parts.append(
-            f"vanilla distillation in the serving head, weight {student.shared_head_weight}"
+            f"the {student.shared_head_source}'s label in the serving head, weight "
+            f"{student.shared_head_weight}"
         )
     if student.auxiliary_head is not None:
         parts.append(f"auxiliary head ({_settings(student.auxiliary_head)})")
     if student.student_adapter is not None:
         parts.append(f"student adapter ({_settings(student.student_adapter)})")
+    if student.gate is not None:
+        parts.append(f"gate ({_settings(student.gate)})")
+    if student.teacher_batch_size is not None:
+        parts.append(f"the teacher's label at once, every {student.teacher_batch_size} rows")
     return "; ".join(parts) or "labels only"
 
 

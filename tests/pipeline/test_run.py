@@ -33,7 +33,15 @@ TREE = {
     "student": {"model": "DLRM", "options": {"dim": 4, "top_units": [8]}},
     "students": [
         {"name": "no teacher"},
-        {"name": "ExFM", "auxiliary_head": {"units": [4]}, "student_adapter": {"units": [4]}},
+        {
+            "name": "ExFM",
+            "auxiliary_head": {"units": [4]},
+            "student_adapter": {"units": [4]},
+            "shared_head_weight": 0.5,
+            "shared_head_source": "adapter",
+            "gate": {"margin": 0.1},
+            "teacher_batch_size": 32,
+        },
     ],
     "evaluation": {"warmup_hours": 3, "verticals": ["feed"], "batch_size": 64},
 }
