@@ -3,8 +3,8 @@
 A variant says what trains the student: `parts` (of `ExternalDistillation`), the `teacher`, the
 `age` of its weights in hours, a distortion of its logit (`scale`, `shift`), the share of rows that
 it scores (`coverage`), the `student` and changes of it (`override`), the `traffic` that it trains
-on, and whether the teacher's label comes `at_once` (see `run_student`), for the student's own rows
-or for `all` that the teacher scores. Variants of one experiment are compared with its "no teacher",
+on, and whether the teacher's label comes `at_once` (see `serving_logits`), for the student's own
+rows or for `all` that the teacher scores. Variants of one experiment are compared with its "no teacher",
 or with `baseline`.
 
 Batch, learning rates, weights and the gate were chosen on days 3 to 5, with one seed.
@@ -157,6 +157,9 @@ EXPERIMENTS = {
             "AH, LS (alpha 1.5)": head(alpha=1.5),
             "AH, LW (w 3)": head(3.0),
             "AH, LW (w 0.3)": head(0.3),
+            # A student that learns at once learns each of the teacher's labels twice.
+            "vanilla, w 2": vanilla(2.0),
+            "AH + SA, w 2": head(2.0, **SA, adapter_head={"units": (16,), "loss_weight": 2.0}),
             "vanilla + embeddings": vanilla(**EMB),
         },
     ),

@@ -45,6 +45,9 @@ KNOWN = {
 }
 
 
+_YES = "permissive"
+
+
 def normal(name: str) -> str:
     """A distribution's normalized name."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -65,11 +68,20 @@ def licence(metadata: importlib.metadata.PackageMetadata) -> str:
 
 def permissive(expression: str) -> bool:
     """Whether one may choose permissive licences alone: `OR` needs one side, `AND` both."""
-    parts = re.sub(r"[()]", " ", expression)
-    return any(
-        all(term.strip().lower() in PERMISSIVE for term in re.split(r"\bAND\b", choice))
-        for choice in re.split(r"\bOR\b", parts)
+    # `(a OR b) AND c` innermost first: what is between brackets becomes one word, yes or no.
+    while (
+        inner := re.sub(r"\(([^()]*)\)", lambda m: f" {_flat(m[1])} ", expression)
+    ) != expression:
+        expression = inner
+    return _flat(expression) == _YES
+
+
+def _flat(expression: str) -> str:
+    fine = any(
+        all(term.strip().lower() in {*PERMISSIVE, _YES} for term in re.split(r"\bAND\b", choice))
+        for choice in re.split(r"\bOR\b", expression)
     )
+    return _YES if fine else "no"
 
 
 def direct() -> list[Requirement]:

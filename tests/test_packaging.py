@@ -66,6 +66,10 @@ def licences():
         ("LGPL-3.0-or-later", False),
         ("mpl-2.0", False),
         ("", False),
+        ("(MIT OR Apache-2.0) AND GPL-3.0-only", False),
+        ("(MIT OR GPL-3.0-only) AND (BSD-3-Clause OR LGPL-3.0-only)", True),
+        ("MIT OR (GPL-3.0-only AND BSD-3-Clause)", True),
+        ("Python (CNRI", False),
     ],
 )
 def test_which_licences_are_permissive(licences, expression, fine):

@@ -21,7 +21,7 @@ def read_served(
     job: Job,
     vertical: str,
     *,
-    hours: tuple[int | None, int | None] = (None, None),
+    hours: tuple[int | None, int | None] | None = None,
     batch_size: int = 4096,
 ) -> Iterator[tuple[int, Batch, Batch, np.ndarray]]:
     """A vertical's scored examples, whose labels may still be awaited.
@@ -81,7 +81,7 @@ def read_served(
         raise JobError(
             f"`batch_size` should be an integer of at least 1. Received: batch_size={batch_size!r}"
         )
-    return _served(job, vertical, hours, batch_size)
+    return _served(job, vertical, hours or (None, None), batch_size)
 
 
 def _served(

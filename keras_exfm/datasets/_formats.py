@@ -194,7 +194,7 @@ FORMATS: dict[str, Format] = {
     "criteo_kaggle": Format(
         "Criteo display ads, seven days, clicks and non-clicks subsampled at different rates",
         "https://www.kaggle.com/c/criteo-display-ad-challenge",
-        TextTable(("train.txt*", "train*.tsv*"), _criteo(), "\t", header=False),
+        TextTable(("train.txt", "train*.tsv"), _criteo(), "\t", header=False),
     ),
     "criteo_terabyte": Format(
         "Criteo click logs, 24 days, a file a day, non-clicks subsampled",
@@ -205,7 +205,7 @@ FORMATS: dict[str, Format] = {
         "The Kaggle set as BARS splits it at random",
         f"{_HUGGINGFACE}/Criteo_x4",
         TextTable(
-            ("train.csv*",),
+            ("train.csv",),
             _criteo("Label"),
             md5={
                 "train.csv": "4a53bb7cbc0e4ee25f9d6a73ed824b1a",
@@ -217,13 +217,13 @@ FORMATS: dict[str, Format] = {
     "avazu": Format(
         "Avazu mobile ads, ten days, stamped by hour",
         "https://www.kaggle.com/c/avazu-ctr-prediction",
-        TextTable(("train.csv*", "train.gz"), _avazu()),
+        TextTable(("train.csv", "train.gz"), _avazu()),
     ),
     "avazu_x4": Format(
         "The Avazu set as BARS splits it at random",
         f"{_HUGGINGFACE}/Avazu_x4",
         TextTable(
-            ("train.csv*",),
+            ("train.csv",),
             _avazu(),
             md5={
                 "train.csv": "de3a27264cdabf66adf09df82328ccaa",
@@ -237,7 +237,7 @@ FORMATS: dict[str, Format] = {
         "Taobao display ads, eight days (raw_sample, user_profile, ad_feature; no behavior_log)",
         "https://tianchi.aliyun.com/dataset/56",
         TextTable(
-            ("raw_sample.csv*",),
+            ("raw_sample.csv",),
             (
                 Column("user", "string", rows=1_500_000),
                 Column("time_stamp", "seconds"),
@@ -249,14 +249,14 @@ FORMATS: dict[str, Format] = {
         ),
         sides=(
             TextTable(
-                ("user_profile.csv*",),
+                ("user_profile.csv",),
                 (
                     Column("userid|user", "key", feature="user"),
                     *(Column(name, "string", rows) for name, rows in _TAOBAO_USER),
                 ),
             ),
             TextTable(
-                ("ad_feature.csv*",),
+                ("ad_feature.csv",),
                 (
                     Column("adgroup_id", "key"),
                     *(Column(name, "string", rows) for name, rows in _TAOBAO_AD),
@@ -272,7 +272,7 @@ FORMATS: dict[str, Format] = {
         "Taobao display ads with histories, as BARS distributes it: seven days and a test day",
         f"{_HUGGINGFACE}/TaobaoAd_x1",
         TextTable(
-            ("train.csv*",),
+            ("train.csv",),
             (
                 Column("clk", "label"),
                 Column("btag_his", "strings", 20, length=50, table="btag"),
@@ -297,7 +297,7 @@ FORMATS: dict[str, Format] = {
         "Kuaishou micro-videos with clicked and skipped histories, as BARS distributes it",
         f"{_HUGGINGFACE}/KuaiVideo_x1",
         TextTable(
-            ("train.csv*",),
+            ("train.csv",),
             (
                 # Times were altered by the publisher: they give an order only.
                 Column("timestamp", "skip"),
@@ -319,7 +319,7 @@ FORMATS: dict[str, Format] = {
         "MicroVideo-1.7M with clicked histories, as BARS distributes it",
         f"{_HUGGINGFACE}/MicroVideo1.7M_x1",
         TextTable(
-            ("train.csv*",),
+            ("train.csv",),
             (
                 Column("user_id", "string", rows=15_000),
                 Column("item_id", "string", rows=2_000_000),
@@ -339,7 +339,7 @@ FORMATS: dict[str, Format] = {
         "Frappe app usage with sampled negatives, as BARS distributes it",
         "https://zenodo.org/record/6324454",
         TextTable(
-            ("train.csv*",),
+            ("train.csv",),
             (
                 Column("label", "label"),
                 *(Column(n, "int", rows=end - first, first=first) for n, first, end in _FRAPPE),
@@ -419,11 +419,11 @@ FORMATS: dict[str, Format] = {
     "movielens_atomic": Format(
         "MovieLens as RecBole's atomic files: a rating of at least `positive_rating` is a click",
         "https://recbole.io/dataset_list.html",
-        TextTable(("*.inter*",), _RATINGS, "\t"),
+        TextTable(("*.inter",), _RATINGS, "\t"),
         sides=(
-            TextTable(("*.user*",), (_USER, _AGE, _GENDER, _OCCUPATION, _ZIP), "\t"),
+            TextTable(("*.user",), (_USER, _AGE, _GENDER, _OCCUPATION, _ZIP), "\t"),
             TextTable(
-                ("*.item*",),
+                ("*.item",),
                 (
                     _ITEM,
                     Column("genre|class", "strings", 100, "genres", length=19, separator=" "),

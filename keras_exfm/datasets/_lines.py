@@ -60,18 +60,29 @@ def find(path: Path, table: TextTable, hint: str) -> list[Source]:
     """The files of a table: `path` itself, those of a folder, or a member of an archive."""
     if path.is_file() and path.suffix == ".zip":
         names = zipfile.ZipFile(path).namelist()
-        found = [Source(path, n) for n in names for p in table.patterns if Path(n).match(p)]
-        if found:
-            return found[:1]
+        members = [Source(path, n) for n in names for p in table.patterns if Path(n).match(p)]
+        if members:
+            return members[:1]
         raise StreamError(f"{path}: no member {list(table.patterns)}. Received: {names}. {hint}")
     if path.is_file():
         return [Source(path)]
     if not path.is_dir():
         raise StreamError(f"{path}: no such file or folder. {hint}")
     for pattern in table.patterns:
-        files = sorted((f for f in path.glob(pattern) if f.is_file()), key=_natural)
-        if files:
-            return [Source(file) for file in files]
+        found = [
+            Source(file)
+            for file in sorted({*path.glob(pattern), *path.glob(f"{pattern}.gz")}, key=_natural)
+            # Not `day_0.md5`, where `day_*` is asked for.
+            if file.is_file() and Source(file).name.count(".") <= pattern.count(".")
+        ]
+        names = [source.name for source in found]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise StreamError(
+                f"{path}: expected each file once, plain or packed. Received both of {doubled}."
+            )
+        if found:
+            return found
     raise StreamError(f"{path}: no file {' or '.join(table.patterns)} there. {hint}")
 
 
@@ -99,6 +110,8 @@ def read(
                 places = _places(source, table, lines[0].as_py() if len(lines) else "")
                 if table.header:
                     line, lines = 2, lines.slice(1)
+            if not len(lines):
+                continue
             parts = _split(source, table, lines, line, len(places[0]))
             columns: dict[str, pa.Array] = {}
             flags: dict[str, list[tuple[str, np.ndarray]]] = {}

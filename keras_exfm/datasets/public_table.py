@@ -52,7 +52,7 @@ class PublicTable:
         rows: Rows of all hashed tables, or table -> rows. Defaults to `None`: as the set's usual
             numbers of values ask for, see `schema`.
         numbers: `"log"`: a number is `log(1 + max(x, 0))`, 0 where missing. `"bins"`: an id,
-            `floor(log(x)^2)` above 2 and `x` below (the Kaggle winners' rule for Criteo), with
+            `floor(log(x)^2)` above 2 and `x` below, with
             -3 as the lowest value and a missing one as padding. Defaults to `"log"`.
         positive_rating: Lowest rating that is a click, for MovieLens. Defaults to `4.0`.
         rows_per_hour: Where rows have an order but no time, this many make one "hour" of the

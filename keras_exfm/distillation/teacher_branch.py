@@ -147,10 +147,11 @@ class TeacherBranch(keras.layers.Layer):
                 '`shared_head_source` should be "teacher" or "adapter". '
                 f"Received: shared_head_source={shared_head_source!r}"
             )
-        if shared_head_source == "adapter" and student_adapter is None:
+        if shared_head_source == "adapter" and (student_adapter is None or not self.shares_head):
             raise ValueError(
-                '`shared_head_source="adapter"` needs a `student_adapter`. Received: '
-                "student_adapter=None"
+                '`shared_head_source="adapter"` needs a `student_adapter` and a '
+                f"`shared_head_weight`. Received: student_adapter={student_adapter!r}, "
+                f"shared_head_weight={shared_head_weight!r}"
             )
         self.shared_head_source = shared_head_source
         self._teacher_loss = TeacherCrossentropy()

@@ -134,9 +134,25 @@ class Student(_Strict):
     @property
     def has_teacher(self) -> bool:
         """Whether the teacher's logit is used at all."""
-        return bool(
-            self.shared_head_weight or self.auxiliary_head is not None or self.student_adapter
-        )
+        parts = (self.auxiliary_head, self.student_adapter, self.adapter_head)
+        return self.shared_head_weight > 0 or any(part is not None for part in parts)
+
+    @model_validator(mode="after")
+    def _check(self) -> Student:
+        if self.shared_head_source == "adapter" and (
+            self.student_adapter is None or not self.shared_head_weight
+        ):
+            raise ValueError(
+                f'student {self.name!r}: `shared_head_source = "adapter"` needs a '
+                "`student_adapter` and a `shared_head_weight` above 0"
+            )
+        alone = [n for n in ("gate", "teacher_batch_size") if getattr(self, n) is not None]
+        if alone and not self.has_teacher:
+            raise ValueError(
+                f"student {self.name!r}: {alone} need something to learn from the teacher with: "
+                "an `auxiliary_head`, a `student_adapter` or a `shared_head_weight`"
+            )
+        return self
 
 
 class Evaluation(_Strict):

@@ -363,11 +363,17 @@ class Run:
 
     def _notes(self, info: DatasetInfo) -> list[str]:
         evaluation = self.config.evaluation
+        early = [s.name for s in self.config.students if s.teacher_batch_size is not None]
+        at_once = (
+            f"{', '.join(early)}: what the teacher said of a row is trained on right after the row "
+            "is predicted, its label when the label is known."
+        )
         return [
             f"Figures count the hours from {evaluation.warmup_hours} after the stream's start; "
             "each hour is predicted before it is trained on.",
             "The teacher's figures are those of its logged predictions on the same rows; rows "
             "that it did not score are left out of them.",
+            *([at_once] if early else []),
         ]
 
 

@@ -184,6 +184,21 @@ def test_terabyte_days_are_in_order_and_share_no_hour(tmp_path):
     assert len(rows("criteo_terabyte", folder, limit=4)) == 4
 
 
+def test_other_files_beside_the_days_are_not_read(tmp_path):
+    folder = put(tmp_path, {**FILES["criteo_terabyte"], "day_9.md5": ["d41d8cd9"]})
+    assert len(PublicTable("criteo_terabyte").arrays(folder)[1]) == 2
+
+
+def test_a_header_without_rows(tmp_path):
+    folder = put(tmp_path, {"train.csv": [",".join(X4)]})
+    table = PublicTable("criteo_x4")
+    with pytest.raises(StreamError, match="no rows"):
+        table.arrays(folder)
+    with pytest.raises(StreamError, match="no rows"):
+        table.write(folder, tmp_path / "out", check=False)
+    assert list(table.batches(folder)) == []
+
+
 def test_avazu_by_hour(tmp_path):
     before, after = rows("avazu", put(tmp_path, FILES["avazu"]))
     # 2014-10-21 00:00 UTC, a Tuesday.
@@ -404,7 +419,12 @@ def damaged(name, file, line, old, new):
             "ad_feature.csv: no rows",
         ),
         ("movielens_1m", {"ratings.dat": ["1::2::3::4"]}, "no file users.dat"),
-        ("criteo_kaggle", {"other.txt": ["1"]}, "no file train.txt.* or .* get it from https://"),
+        ("criteo_kaggle", {"other.txt": ["1"]}, "no file train.txt or .* get it from https://"),
+        (
+            "criteo_x4",
+            dict.fromkeys(("train.csv", "train.csv.gz"), FILES["criteo_x4"]["train.csv"]),
+            "each file once, plain or packed. Received both of .'train.csv'.",
+        ),
         ("criteo_kaggle", {"train.txt.gz": ["1"]}, "train.txt.gz: cannot be read: Not a gzipped"),
     ],
 )

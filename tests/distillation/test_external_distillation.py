@@ -215,6 +215,19 @@ def test_config_round_trip(parts):
     assert paths[0] == paths[1]
 
 
+def test_the_source_of_the_shared_label_travels(tmp_path):
+    model = distilled(**all_parts(shared_head_weight=0.5, shared_head_source="adapter"))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert loaded.shared_head_source == "adapter"
+    x, y, weight = batch()
+    losses = []
+    for each in (model, loaded):
+        each.compile(keras.optimizers.SGD(0.1))
+        losses.append(each.train_on_batch(x, y, weight, return_dict=True)["shared_head_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_uncompiled_model_saves_and_weights_load(tmp_path):
     model = distilled(**all_parts(strict=True))
     model.save(tmp_path / "m.keras")
@@ -255,6 +268,11 @@ def test_from_model_takes_another_layer_or_none():
         ({"strict": True}, "needs a `student_adapter`"),
         ({"strict": 1, "student_adapter": StudentAdapter()}, "`strict` should be a bool"),
         ({"shared_head_weight": -0.1}, "`shared_head_weight` should be"),
+        ({"shared_head_source": "label"}, '"teacher" or "adapter".*label'),
+        (
+            {"shared_head_source": "adapter", "shared_head_weight": 1.0},
+            "needs a `student_adapter`",
+        ),
         ({"representation": None, "auxiliary_head": AuxiliaryHead()}, "needs a `representation`"),
         ({"representation": "tower"}, r"name a layer.*'tower'.*'representation'"),
     ],

@@ -41,6 +41,13 @@ def test_baseline_is_the_first_student_without_teacher():
         ({"data": {"source": "kafka"}}, "data"),
         ({"students": [{"name": "a", "shared_head_weight": 1.0}]}, "no teacher"),
         ({"students": [{"name": "a"}, {"name": "a"}]}, "distinct names"),
+        ({"students": [{"name": "a", "student_adapter": {}}]}, "no teacher"),
+        ({"students": [{"name": "a", "gate": {}}]}, "'a'.*'gate'.*something to learn"),
+        ({"students": [{"name": "a", "teacher_batch_size": 8}]}, "'teacher_batch_size'"),
+        (
+            {"students": [{"name": "a", "shared_head_weight": 1, "shared_head_source": "adapter"}]},
+            "needs a `student_adapter`",
+        ),
         ({"students": [{"name": "teacher"}]}, "'teacher'"),
         ({"evaluation": {"verticals": []}}, "verticals"),
         ({"evaluation": {"verticals": ["feed"], "batch_size": 0}}, "batch_size.*Received: 0"),
