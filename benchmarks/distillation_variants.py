@@ -4,8 +4,8 @@ A variant says what trains the student: `parts` (of `ExternalDistillation`), the
 `age` of its weights in hours, a distortion of its logit (`scale`, `shift`), the share of rows that
 it scores (`coverage`), the `student` and changes of it (`override`), the `traffic` that it trains
 on, and whether the teacher's label comes `at_once` (see `serving_logits`), for the student's own
-rows or for `all` that the teacher scores. Variants of one experiment are compared with its "no teacher",
-or with `baseline`.
+rows or for `all` that the teacher scores. Variants of one experiment are compared with its "no
+teacher", or with `baseline`.
 
 Batch, learning rates, weights and the gate were chosen on days 3 to 5, with one seed.
 """

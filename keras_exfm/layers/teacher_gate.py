@@ -35,7 +35,8 @@ class TeacherGate(keras.layers.Layer):
     A student that learned the teacher's label before its own (`teacher_batch_size` of
     `progressive_validation`) is judged with that knowledge, the teacher as it was when it spoke:
     the gate then shuts earlier than it need. The other way round, a teacher may be better than the
-    student and still teach it nothing. The gate bounds the harm of a teacher that has grown bad; it does not prove one useful.
+    student and still teach it nothing. The gate bounds the harm of a teacher that has grown bad; it
+    does not prove one useful.
 
     Args:
         half_life: Number of labelled rows (sum of their weights) after which a loss counts half.
