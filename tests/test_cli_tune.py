@@ -48,11 +48,14 @@ def test_search_then_toml_for_run_then_go_on(tmp_path, backend):
     # The wide layer is beyond the budget.
     assert set(student.options["top_units"]) <= {4, 8}
 
-    again = call(*command, "--trials", 2, "--as", "teacher")
+    # A process for each further trial goes on with it.
+    more = ("--trials", 3, "--trials-per-process", 1, "--as", "teacher")
+    again = call(*command, *more)
     assert again.exit_code == 0, again.output
-    teacher = run_config((out / "best.toml").read_text()).teacher
-    assert teacher.options == student.options
-    assert len(list(out.glob("search/trial_*"))) == 2
+    assert "the best 3 of 3 trials" in again.output
+    assert run_config((out / "best.toml").read_text()).teacher.options["dim"] == 2
+    assert len(list(out.glob("search/trial_*"))) == 3
+    assert (out / "tuner0.log").is_file()
 
 
 def test_distilled_student_as_toml():
@@ -90,7 +93,7 @@ def test_workers_share_a_search(tmp_path, backend):
     out = tmp_path / "out"
     result = call(
         *("--model", "dlrm", "--data", stream, "--out", out, "--backend", backend, *SMALL),
-        *("--batch-size", 64, "--trials", 4, "--workers", 2),
+        *("--batch-size", 64, "--trials", 4, "--workers", 2, "--trials-per-process", 1),
     )
     assert result.exit_code == 0, result.output
     assert "the best 4 of 4 trials" in result.output

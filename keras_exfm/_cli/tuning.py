@@ -55,6 +55,9 @@ class Role(StrEnum):
     teacher = "teacher"
 
 
+# Exit code of a process that has run its share of trials.
+_MORE = 75
+
 _TUNERS = {
     Method.random: "RandomSearch",
     Method.grid: "GridSearch",
@@ -82,6 +85,7 @@ class Job:
     fixed: dict[str, Any]
     space: dict[str, Any]
     seed: int
+    trials_per_process: int = 0
 
     def search(self) -> Any:
         """The tuner, with what is there of the search."""
@@ -174,7 +178,13 @@ def tune(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws and the models.")] = 1,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that run trials; 0: this one.")
+        int, typer.Option(min=0, help="Processes that run trials at a time; 0: this one.")
+    ] = 0,
+    trials_per_process: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Trials until a fresh process goes on: memory grows; 0: no limit."
+        ),
     ] = 0,
     role: Annotated[
         Role, typer.Option("--as", help="Table of a run's configuration to write.")
@@ -222,6 +232,7 @@ def tune(
             fixed=_pairs("--fix", fix),
             space=_pairs("--space", space),
             seed=seed,
+            trials_per_process=trials_per_process,
         )
         use_backend(backend)
         if fresh:
@@ -229,7 +240,7 @@ def tune(
         import_keras()
         search = job.search()
         with _Watch(folder, trials) as watch:
-            if workers:
+            if workers or trials_per_process:
                 _in_processes(job, workers, watch)
                 search = job.search()
             else:
@@ -310,35 +321,46 @@ class _Watch:
 
 
 def _in_processes(job: Job, workers: int, watch: _Watch) -> None:
-    """A chief that hands out trials over gRPC on this machine, and workers that run them."""
+    """Runs the search in other processes: one, or workers to which a chief hands trials over gRPC.
+
+    A worker that has run its share of trials ends, and a new one takes its name and its place.
+    """
     folder = Path(job.out)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "job.json"
     file.write_text(json.dumps(dataclasses.asdict(job)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = ["chief", *(f"worker{i}" for i in range(workers))]
+    environment = dict(os.environ)
+    if workers:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment |= {
+            "KERASTUNER_ORACLE_IP": "127.0.0.1",
+            "KERASTUNER_ORACLE_PORT": str(port),
+        }
+    others = [f"worker{i}" for i in range(workers)] or ["tuner0"]
+    names = ["chief", *others] if workers else others
     started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(name: str) -> None:
+        with open(folder / f"{name}.log", "ab") as log:
+            started[name] = subprocess.Popen(
+                [sys.executable, "-m", "keras_exfm._cli.tuning", str(file)],
+                env={**environment, "KERASTUNER_TUNER_ID": name},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
     try:
         for name in names:
-            environment = {
-                **os.environ,
-                "KERASTUNER_TUNER_ID": name,
-                "KERASTUNER_ORACLE_IP": "127.0.0.1",
-                "KERASTUNER_ORACLE_PORT": str(port),
-            }
-            with open(folder / f"{name}.log", "wb") as log:
-                started[name] = subprocess.Popen(
-                    [sys.executable, "-m", "keras_exfm._cli.tuning", str(file)],
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-        others = names[1:]
-        while any(started[name].poll() is None for name in others):
+            (folder / f"{name}.log").unlink(missing_ok=True)
+            start(name)
+        while any(started[name].poll() in (None, _MORE) for name in others):
+            for name in others:
+                if started[name].poll() == _MORE:
+                    start(name)
             watch.look()
-            if started["chief"].poll() not in (None, 0):
+            if workers and started["chief"].poll() not in (None, 0):
                 break
             time.sleep(0.5)
         failed = [name for name in names if started[name].poll() not in (None, 0)]
@@ -412,4 +434,7 @@ def _toml_value(value: Any) -> str:
 if __name__ == "__main__":
     _tree = json.loads(Path(sys.argv[1]).read_text())
     _job = Job(**{**_tree, "hours": tuple(_tree["hours"])})
-    _job.run(_job.search())
+    _search = _job.search()
+    _search.trials_here = _job.trials_per_process or None
+    _job.run(_search)
+    sys.exit(_MORE if _search.enough else 0)

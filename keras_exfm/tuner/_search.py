@@ -30,10 +30,16 @@ class _Declared(keras_tuner.HyperModel):
         self._hypermodel.declare_hyperparameters(hp)
 
 
+class _EnoughError(Exception):
+    """Leaves KerasTuner's loop."""
+
+
 class Search(keras_tuner.Tuner):
     """Goes before a tuner of KerasTuner in a class's bases."""
 
     _ended = 0
+    trials_here: int | None = None
+    """`search` returns after so many trials; another process may go on. `None`: no limit."""
     watcher: Callable[[Any], None] | None = None
     """Called with each trial when it begins and when it has ended."""
 
@@ -85,6 +91,18 @@ class Search(keras_tuner.Tuner):
         if isinstance(self.oracle, BudgetedOracle):
             self.oracle.check_budget()
 
+    def search(self, *args: Any, **kwargs: Any) -> None:
+        """As KerasTuner's, but for `trials_here`."""
+        try:
+            super().search(*args, **kwargs)
+        except _EnoughError:
+            return
+
+    @property
+    def enough(self) -> bool:
+        """Whether `trials_here` were run, and there may be more."""
+        return self.trials_here is not None and self._ended >= self.trials_here
+
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         """As KerasTuner's; with a `seed`, each trial draws from one of its own."""
         if self.seed is not None:
@@ -109,6 +127,8 @@ class Search(keras_tuner.Tuner):
             import jax
 
             jax.clear_caches()
+        if self.enough:
+            raise _EnoughError
 
     def cost(self, hp: keras_tuner.HyperParameters) -> Cost:
         """What the model of these hyper-parameters costs."""
