@@ -335,8 +335,14 @@ def costs(stream):
 
 def recorded(options, variant, seed, stream=None):
     """The record of a run, made if there is a `stream`; `None` if it is not there."""
+    settings = [
+        STUDENTS[variant.get("student", "all fields")],
+        TEACHERS.get(variant.get("teacher")),
+        AT_ONCE.get(variant.get("at_once")),
+        [BATCH, TEACHER_BATCH, OWN_FRACTION, VERTICAL],
+    ]
     text = json.dumps(
-        [variant, BATCH, options.backend, options.days, options.user_fraction], sort_keys=True
+        [variant, settings, options.backend, options.days, options.user_fraction], sort_keys=True
     )
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     file = options.out / "students" / f"{key}-{seed}.json"

@@ -251,6 +251,7 @@ def write(options, recorded):
             for experiment, rows in experiments.items()
         },
     }
+    lines += ["", *(f"![]({stem}-{name}.png)" for name in ("age", "size"))]
     (RESULTS / f"{stem}.json").write_text(json.dumps(record) + "\n")
     (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
