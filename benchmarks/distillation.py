@@ -30,7 +30,7 @@ from distillation_variants import EXPERIMENTS, STUDENTS, TEACHERS
 
 # Batch, rates, weights and gate were chosen on days 3 to 5.
 TUNED = 5
-OWN_FRACTION, VERTICAL = 0.15, "device3"
+OWN_FRACTION = 0.15
 BATCH, TEACHER_BATCH = 320, 2560
 # Rows after which a student trains on the teacher's labels, if they come at once.
 AT_ONCE = {"own": 320, "all": 1280}
@@ -48,6 +48,7 @@ def arguments():
     )
     parser.add_argument("--to", dest="last", type=int, default=10, help="last day")
     parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--vertical", default="device3", help="the student's: a device group")
     parser.add_argument("--user-fraction", type=float, default=0.45, help="of the teacher's users")
     parser.add_argument(
         "--experiments", default=";".join(EXPERIMENTS), help="names, with ; between them"
@@ -71,7 +72,9 @@ class Stream:
 
     def __init__(self, options, say):
         self.options, self.say = options, say
-        self.info, self.rows = streams.load(options, options.user_fraction, OWN_FRACTION, VERTICAL)
+        self.info, self.rows = streams.load(
+            options, options.user_fraction, OWN_FRACTION, options.vertical
+        )
         first = [h for h in self.rows.hours if h >= self.hour_of_day(options.first)]
         self.counted = np.zeros(len(self.rows), bool)
         self.counted[self.rows.starts[self.rows.hours.index(first[0])] :] = True
@@ -121,9 +124,13 @@ class Stream:
 
 
 def log_path(options, teacher):
-    """A longer stream has other numbers for its articles, so other logs."""
+    """A longer stream has other numbers for its articles, so other logs.
+
+    Embeddings and logs of age are of the student's rows.
+    """
     name = f"{teacher.replace(', ', '-').replace(' ', '-')}-users{options.user_fraction:g}"
-    return options.out / "teachers" / f"{name}-days{options.last}.npz"
+    where = "" if options.vertical == "device3" else f"-{options.vertical}"
+    return options.out / "teachers" / f"{name}{where}-days{options.last}.npz"
 
 
 def columns_of(stream, variant):
@@ -339,7 +346,7 @@ def recorded(options, variant, seed, stream=None):
         STUDENTS[variant.get("student", "all fields")],
         TEACHERS.get(variant.get("teacher")),
         AT_ONCE.get(variant.get("at_once")),
-        [BATCH, TEACHER_BATCH, OWN_FRACTION, VERTICAL],
+        [BATCH, TEACHER_BATCH, OWN_FRACTION, options.vertical],
     ]
     text = json.dumps(
         [variant, settings, options.backend, options.days, options.user_fraction], sort_keys=True
@@ -392,7 +399,7 @@ def main():
             "batch": BATCH,
             "at_once": AT_ONCE,
             "teacher_batch": TEACHER_BATCH,
-            "vertical": VERTICAL,
+            "vertical": options.vertical,
             "student_fraction": OWN_FRACTION,
             "data": {
                 "description": stream.info.description,
@@ -401,7 +408,7 @@ def main():
                 "statistics": stream.info.statistics,
             },
         }
-        (options.out / f"about-{options.first}-{options.last}.json").write_text(json.dumps(about))
+        report.about_file(options).write_text(json.dumps(about))
     report.write(options, lambda variant, seed: recorded(options, variant, seed))
 
 

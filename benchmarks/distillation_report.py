@@ -16,10 +16,15 @@ BASELINE = "no teacher"
 def command(options):
     return (
         "python benchmarks/distillation.py run --data DIR --out FOLDER "
-        f"--from {options.first} --to {options.last} "
+        f"--from {options.first} --to {options.last} --vertical {options.vertical} "
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend} "
         f"--user-fraction {options.user_fraction:g}"
     )
+
+
+def about_file(options):
+    """Where a `run` leaves what is not in the students' records."""
+    return options.out / f"about-{options.vertical}-{options.first}-{options.last}.json"
 
 
 def spread(values, digits=2, sign=""):
@@ -198,10 +203,10 @@ def write(options, recorded):
     """
     import keras
 
-    about = json.loads((options.out / f"about-{options.first}-{options.last}.json").read_text())
+    about = json.loads(about_file(options).read_text())
     teachers = about["teachers"]
     lines = [
-        f"# External distillation on Globo, days {options.first} to {options.last}",
+        f"# Distillation on Globo, {options.vertical}, days {options.first} to {options.last}",
         "",
         f"    {command(options)}",
         "",
@@ -233,9 +238,15 @@ def write(options, recorded):
         if any(row["records"][0]["variant"] for row in rows.values()):
             lines += ["", f"## {name}", "", *student_table(rows)]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    stem = f"globo-days-{options.first}-{options.last}"
-    staleness_figure(experiments, RESULTS / f"{stem}-age.png")
-    size_figure(experiments["teacher size"], teachers, RESULTS / f"{stem}-size.png")
+    other = "" if options.vertical == "device3" else f"-{options.vertical}"
+    stem = f"globo{other}-days-{options.first}-{options.last}"
+    figures = []
+    if len(experiments["stale teacher, at once"]) > 2:
+        staleness_figure(experiments, RESULTS / f"{stem}-age.png")
+        figures.append("age")
+    if len(experiments["teacher size"]) > 2:
+        size_figure(experiments["teacher size"], teachers, RESULTS / f"{stem}-size.png")
+        figures.append("size")
     record = {
         "command": command(options),
         **about,
@@ -251,7 +262,7 @@ def write(options, recorded):
             for experiment, rows in experiments.items()
         },
     }
-    lines += ["", *(f"![]({stem}-{name}.png)" for name in ("age", "size"))]
+    lines += ["", *(f"![]({stem}-{name}.png)" for name in figures)]
     (RESULTS / f"{stem}.json").write_text(json.dumps(record) + "\n")
     (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

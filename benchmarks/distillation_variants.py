@@ -200,6 +200,14 @@ EXPERIMENTS = {
         "no teacher": {},
         "no teacher, labels of all traffic": {"traffic": "all"},
     },
+    "in short": each(
+        F,
+        {
+            "vanilla": vanilla(),
+            "AH + SA": head(**SA),
+            **at_once({"vanilla": vanilla(), "AH + SA": head(**SA)}),
+        },
+    ),
     "student's optimizer": {
         f"{name}, rate {rate}": {
             **(F if parts else {}),
