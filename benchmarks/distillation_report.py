@@ -148,7 +148,8 @@ def staleness_figure(experiments, path):
     )
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axis, (fresh, stale, end, title) in zip(axes, sides):
-        for name in ("vanilla", "keras.distillation", "AH + SA", "AH + SA + gate"):
+        names = ("vanilla", "keras.distillation", "AH + SA", "AH + SA + gate")
+        for color, name in enumerate(names):
             points = []
             for age in (0, 1, 3, 6, 24):
                 rows = experiments.get(fresh if age == 0 else stale, {})
@@ -156,12 +157,13 @@ def staleness_figure(experiments, path):
                 if row and row["gains"]:
                     points.append((age, statistics.mean(row["gains"])))
             if points:
-                axis.plot(*zip(*points), "o-", label=name)
+                axis.plot(*zip(*points), "o-", color=f"C{color}", label=name)
         axis.axhline(0, color="0.6", linewidth=1)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xticks([0, 1, 3, 6, 24], ["0", "1", "3", "6", "24"])
         axis.set_xlabel("age of the teacher's weights, hours")
-        axis.set_title(f"the teacher's label {title}")
+        axis.set_xlim(-0.1, 27)
+        axis.set_title(f"the teacher {title}")
         axis.legend(frameon=False)
     axes[0].set_ylabel("gain against no teacher, % NE")
     figure.savefig(path, dpi=100)
