@@ -220,8 +220,8 @@ def main() -> None:
     heading = (
         "# What distillation adds to a training step\n\n"
         f"    {record['command']}\n\n"
-        "Ratios to the plain student's step: median over the rounds (quarter points). Contenders and "
-        "method: the script.\n\n"
+        "Ratios to the plain student's step: median over the rounds (quarter points). Contenders "
+        "and method: the script.\n\n"
     )
     (arguments.out / "distillation_overhead.md").write_text(heading + table(results))
 
