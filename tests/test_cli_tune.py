@@ -48,12 +48,23 @@ def test_search_then_toml_for_run_then_go_on(tmp_path, backend):
     # The wide layer is beyond the budget.
     assert set(student.options["top_units"]) <= {4, 8}
 
-    # A process for each further trial goes on with it.
-    more = ("--trials", 3, "--trials-per-process", 1, "--as", "teacher")
-    again = call(*command, *more)
+    again = call(*command, "--trials", 2, "--as", "teacher")
     assert again.exit_code == 0, again.output
-    assert "the best 3 of 3 trials" in again.output
-    assert run_config((out / "best.toml").read_text()).teacher.options["dim"] == 2
+    teacher = run_config((out / "best.toml").read_text()).teacher
+    assert teacher.options == student.options
+    assert len(list(out.glob("search/trial_*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_process_for_each_trial(tmp_path, backend):
+    stream = streams.write(tmp_path / "labelled", hours=2, count=64)
+    out = tmp_path / "out"
+    result = call(
+        *("--model", "dlrm", "--data", stream, "--out", out, "--backend", backend, *SMALL),
+        *("--batch-size", 64, "--trials", 3, "--trials-per-process", 1),
+    )
+    assert result.exit_code == 0, result.output
+    assert "the best 3 of 3 trials" in result.output
     assert len(list(out.glob("search/trial_*"))) == 3
     assert (out / "tuner0.log").is_file()
 

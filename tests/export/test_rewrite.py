@@ -128,6 +128,7 @@ def test_columns_are_joined(tmp_path, singles):
     assert found["Slice"] <= 2 * (before + after - long) + 8
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_the_ends_of_a_table_of_more_than_2_to_the_24_rows(tmp_path):
     size = 2**24 + 3
