@@ -248,7 +248,8 @@ def measure_memory(root: Path, rows: int, per_hour: int, engine: str) -> dict[st
         while not done.wait(0.2):
             top[0] = max(top[0], resident(os.getpid()))
 
-    thread = threading.Thread(target=watch)
+    # Of a failure the process should end, not wait for its watcher.
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     begun = time.monotonic()
     scored = 0

@@ -147,3 +147,29 @@ def test_a_process_ends_with_its_service(tmp_path, data):
     assert engine._processes[0]._process.poll() == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_tables_larger_than_a_socket_holds(tmp_path):
+    """Answers as large as questions: neither side may wait for the other to read."""
+    rng = np.random.default_rng(0)
+    rows = 60_000
+    tables = [
+        made.impressions(hour, rows, rng).select(["example_id", "timestamp", "ad", "seen", "x"])
+        for hour in HOURS
+    ] * 2
+    job = changed(tmp_path, "with_vectors", representation="unused", representation_size=3)
+    engine = LocalEngine(teacher_settings(job, made.SCHEMA))
+    found: list = []
+    # In a thread of its own, so that a deadlock fails the test and does not hang it.
+    scores = threading.Thread(
+        target=lambda: found.extend(engine.score(iter(tables), "here")), daemon=True
+    )
+    scores.start()
+    scores.join(60)
+    engine.close()
+    assert [len(scored.rows) for scored in found] == [rows] * len(tables)
+    for table, scored in zip(tables, found):
+        x, ad = table.column("x").to_numpy(), table.column("ad").to_numpy()
+        np.testing.assert_allclose(
+            scored.rows.column("teacher_logit").to_numpy(), 0.5 * x + ad, rtol=1e-6
+        )

@@ -6,7 +6,9 @@ side does, however that ended.
 
 from __future__ import annotations
 
+import queue
 import sys
+import threading
 from multiprocessing.connection import Connection
 
 import pyarrow as pa
@@ -18,8 +20,10 @@ def main(descriptor: int) -> None:
     try:
         settings = connection.recv_bytes().decode()
         runner = None
-        while True:
-            table = pa.ipc.open_stream(connection.recv_bytes()).read_all()
+        arrived: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=_receive, args=(connection, arrived), daemon=True).start()
+        while (content := arrived.get()) is not None:
+            table = pa.ipc.open_stream(content).read_all()
             try:
                 if runner is None:
                     # Imports Keras: not before there is something to score.
@@ -39,6 +43,18 @@ def main(descriptor: int) -> None:
             connection.send_bytes(b"rows\n" + sink.getvalue().to_pybytes())
     except (EOFError, ConnectionError):
         return
+
+
+def _receive(connection: Connection, arrived: queue.SimpleQueue[bytes | None]) -> None:
+    """Takes in the next table while the last one is scored and answered.
+
+    If nobody did, both sides could wait for each other, each with more to send than a socket holds.
+    """
+    try:
+        while True:
+            arrived.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        arrived.put(None)
 
 
 def _text(error: Exception) -> str:
