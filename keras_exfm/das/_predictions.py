@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from keras_exfm.streaming import StreamError
-from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter
+from keras_exfm.streaming._hour_writer import HourWriter, commit_hour
 from keras_exfm.streaming.columns import own_column
 from keras_exfm.streaming.stream import create_table, table_filesystem
 
@@ -95,7 +94,6 @@ class Predictions:
             batches: Its rows.
             note: Kept in the commit's metadata; may be filled while `batches` run.
         """
-        from deltalake import CommitProperties, Transaction
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         table = self.table()
@@ -114,27 +112,15 @@ class Predictions:
                 writer.write(batch.select([n for n in self.arrow_schema.names if n != "hour"]))
             actions, about = writer.finish()
 
-            def commit(table: Any) -> None:
-                table.create_write_transaction(
-                    actions,
-                    "append",
-                    table.schema(),
-                    partition_by=["hour"],
-                    commit_properties=CommitProperties(
-                        custom_metadata={NOTE_KEY: json.dumps(about | note)},
-                        app_transactions=[Transaction(APP_ID, hour)],
-                    ),
-                )
-
             try:
-                commit(table)
+                commit_hour(table, actions, about | note, APP_ID, hour)
             except CommitFailedError:
                 # Another worker was faster. With another hour, or as it made the table at the same
                 # time as we did, this hour is still ours to commit.
                 through = self.through()
                 if self._has(hour, writer) or (through is not None and through >= hour):
                     raise
-                commit(self.table())
+                commit_hour(self.table(), actions, about | note, APP_ID, hour)
         except CommitFailedError as error:
             if self._has(hour, writer):
                 return True

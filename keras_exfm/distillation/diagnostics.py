@@ -34,7 +34,7 @@ def diagnose(
     - `gradient_ratio`: `|g_T| / |g_y|`, the Euclidean norms over the sample of the gradients in the
       representation `x` of the teacher's terms (weights, gradient scale and gate included) and of
       the label's crossentropy. Far below 1 the teacher hardly acts, far above 1 it drowns the
-      labels.
+      labels. What reaches the tables through a head on `embeddings` does not count.
     - `gradient_cosine`: the cosine between the two; near 0 the teacher teaches something else,
       below 0 it works against the labels.
 

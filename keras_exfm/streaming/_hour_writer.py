@@ -161,3 +161,23 @@ def _flush(filesystem: pafs.FileSystem, file: str) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def commit_hour(table: Any, actions: Any, note: dict[str, Any], app_id: str, hour: int) -> None:
+    """One commit of an hour's files: appended with the hour as the application's transaction.
+
+    Raises:
+        CommitFailedError: If another writer was faster.
+    """
+    from deltalake import CommitProperties, Transaction
+
+    table.create_write_transaction(
+        actions,
+        "append",
+        table.schema(),
+        partition_by=["hour"],
+        commit_properties=CommitProperties(
+            custom_metadata={NOTE_KEY: json.dumps(note)},
+            app_transactions=[Transaction(app_id, hour)],
+        ),
+    )

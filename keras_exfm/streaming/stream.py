@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keras_exfm.features import Schema, SchemaError
-from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter, is_ours
+from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter, commit_hour, is_ours
 from keras_exfm.streaming.columns import (
     Columns,
     StreamError,
@@ -480,22 +480,12 @@ def _commit(
     where: str,
     storage_options: dict[str, str] | None,
 ) -> bool:
-    from deltalake import CommitProperties, Transaction
     from deltalake.exceptions import CommitFailedError, DeltaError
 
     hour, table = note["hour"], stream.table
     for attempt in range(_COMMIT_ATTEMPTS):
         try:
-            table.create_write_transaction(
-                actions,
-                "append",
-                table.schema(),
-                partition_by=["hour"],
-                commit_properties=CommitProperties(
-                    custom_metadata={NOTE_KEY: json.dumps(note)},
-                    app_transactions=[Transaction(app_id, hour)],
-                ),
-            )
+            commit_hour(table, actions, note, app_id, hour)
             return True
         except CommitFailedError as error:
             # Another writer was faster; its commit decides.
