@@ -69,6 +69,7 @@ def licences():
         ("(MIT OR Apache-2.0) AND GPL-3.0-only", False),
         ("(MIT OR GPL-3.0-only) AND (BSD-3-Clause OR LGPL-3.0-only)", True),
         ("MIT OR (GPL-3.0-only AND BSD-3-Clause)", True),
+        ("MIT AND (GPL-3.0-only AND BSD-3-Clause)", False),
         ("Python (CNRI", False),
     ],
 )
