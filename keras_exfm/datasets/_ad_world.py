@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from keras_exfm.datasets._conversions import Conversions, Events
+from keras_exfm.datasets._draws import delays, drift, intercept, pick, standard
 from keras_exfm.streaming.columns import MS_PER_HOUR
 
 if TYPE_CHECKING:
@@ -49,24 +50,30 @@ class AdWorld:
         count = len(ads.verticals)
         traffic = np.array(ads.traffic, np.float64)
         self.traffic = np.cumsum(traffic / traffic.sum())[:-1]
-        self.placement = _standard(rng, PLACEMENTS * count)
-        self.device = _standard(rng, FIELDS["device"])
+        self.placement = standard(rng, PLACEMENTS * count)
+        self.device = standard(rng, FIELDS["device"])
         shares = rng.dirichlet(np.full(FIELDS["device"], 2.0), count)
         self.device_share = np.cumsum(shares, 1)[:, :-1]
         self.category_share = np.exp(rng.normal(0, 0.7, (count, FIELDS["category"])))
         self.category_offset = rng.normal(0, _OFFSET, (count, FIELDS["category"]))
         self.slope = np.linspace(0.7, 1.3, count) if count > 1 else np.ones(1)
-        self.category_slope = _standard(rng, FIELDS["category"])
+        self.category_slope = standard(rng, FIELDS["category"])
         self.relevance = rng.normal(0, 0.5, count)
         self.advertiser_category = rng.integers(0, FIELDS["category"], ADVERTISERS)
-        self.advertiser = _standard(rng, ADVERTISERS)
+        self.advertiser = standard(rng, ADVERTISERS)
         self.third = rng.choice([-1.0, 1.0], (FIELDS["device"], _DIM)).astype(np.float32)
         self.signs = [
             rng.permutation(np.where(np.arange(size) % 2 == 0, 1.0, -1.0))
             for size in FIELDS.values()
         ]
         variance = sum(x**2 for x in (*ads.effects.values(), *ads.planted.values(), _OFFSET))
-        self.intercept = np.array([_intercept(rate, variance**0.5) for rate in ads.click_rates])
+        self.intercept = np.array([intercept(rate, variance**0.5) for rate in ads.click_rates])
+        self.conversions: Conversions | None = None
+        if ads.conversion_rate is not None:
+            rest = (variance - ads.effects["pair"] ** 2) ** 0.5
+            self.conversions = Conversions(
+                ads, self.intercept, rest, FIELDS["segment"], ADVERTISERS, _DIM
+            )
 
 
 class AdState:
@@ -93,10 +100,10 @@ class AdState:
         rng = np.random.default_rng([ads.seed, _STATE, index])
         keep = np.exp(-1 / ads.drift_hours)
         for one in (self.user, self.ad):
-            one["own"] = _drift(rng, one["own"], keep)
-            one["main"] = _drift(rng, one["main"], keep)
-        self.segment = _drift(rng, self.segment, keep)
-        self.category = _drift(rng, self.category, keep)
+            one["own"] = drift(rng, one["own"], keep)
+            one["main"] = drift(rng, one["main"], keep)
+        self.segment = drift(rng, self.segment, keep)
+        self.category = drift(rng, self.category, keep)
         makers = (self._new_users, self._new_ads)
         for (one, count, lifetime), make in zip(self._both(), makers):
             before, now = (births(i, count, lifetime) for i in (index - 1, index))
@@ -170,40 +177,27 @@ class AdState:
 
 
 @dataclasses.dataclass
-class Clicks:
-    """Label events that are still to come; `time` in ms since the stream's start."""
+class Clicks(Events):
+    """Clicks whose label events are still to come."""
 
-    example_id: np.ndarray
-    time: np.ndarray
     slot: np.ndarray
     user: np.ndarray
     ad: np.ndarray
 
-    def select(self, which: np.ndarray) -> Clicks:
-        """Some of them, in the order of `which`, or those where it is true."""
-        return Clicks(*(getattr(self, f.name)[which] for f in dataclasses.fields(self)))
-
-    def in_time_order(self) -> Clicks:
-        """All of them by time, then example."""
-        return self.select(np.lexsort((self.example_id, self.time)))
-
-    @staticmethod
-    def concatenate(parts: Sequence[Clicks]) -> Clicks:
-        """The clicks of several."""
-        names = [f.name for f in dataclasses.fields(Clicks)]
-        return Clicks(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
-
 
 def impressions_of_hour(
     ads: SyntheticAds, world: AdWorld, state: AdState, index: int, start_hour: int
-) -> tuple[pa.Table, Clicks]:
-    """The hour's impressions in time order and the clicks on them."""
+) -> tuple[pa.Table, Clicks, tuple[np.ndarray, Events] | None]:
+    """The hour's impressions in time order and the clicks on them.
+
+    Where there are conversions, each impression's probability of one, and those that come.
+    """
     rng = np.random.default_rng([ads.seed, _ROWS, index])
     rows = ads.examples_per_hour
     user, ad = state.user, state.ad
     time = np.sort(rng.integers(0, MS_PER_HOUR, rows)) + index * MS_PER_HOUR
     vertical = np.searchsorted(world.traffic, rng.random(rows), side="right")
-    u = _pick(np.cumsum(user["activity"]), rng.random(rows))
+    u = pick(np.cumsum(user["activity"]), rng.random(rows))
     # One line of cumulative shares over all verticals: one search picks every row's ad.
     share = ad["popularity"] * world.category_share[:, ad["category"]]
     ends = np.cumsum(share / share.sum(1, keepdims=True), 1)
@@ -260,7 +254,9 @@ def impressions_of_hour(
         z += ads.planted.get(order, 0.0) * product
     probability = 1 / (1 + np.exp(-z))
     label = rng.random(rows) < probability
-    delay = _delays(rng.random(rows), ads.label_delay_minutes, ads.label_window_hours)
+    delay = delays(
+        rng.random(rows), ads.label_delay_minutes * 60_000, ads.label_window_hours * MS_PER_HOUR
+    )
 
     example = index * rows + np.arange(rows)
     listed = state.history[u]
@@ -287,38 +283,22 @@ def impressions_of_hour(
             **{name: values.astype(np.float32) for name, values in numbers.items()},
         }
     )
-    clicks = Clicks(example, time + delay, u, user["id"][u], ad["id"][a]).select(label)
-    return table, clicks
-
-
-def _standard(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Normal numbers with exactly mean 0 and deviation 1, so that few of them shift nothing."""
-    x = rng.normal(0, 1, count)
-    return (x - x.mean()) / x.std()
-
-
-def _drift(rng: np.random.Generator, x: np.ndarray, keep: float) -> np.ndarray:
-    """One step of an Ornstein-Uhlenbeck process with variance 1."""
-    noise = rng.standard_normal(x.shape, np.float32).astype(x.dtype)
-    return (x * keep + noise * (1 - keep**2) ** 0.5).astype(x.dtype)
-
-
-def _pick(ends: np.ndarray, share: np.ndarray) -> np.ndarray:
-    return np.minimum(np.searchsorted(ends, share * ends[-1], side="right"), len(ends) - 1)
-
-
-def _delays(share: np.ndarray, mean_minutes: float, window_hours: int) -> np.ndarray:
-    """Exponential delays in ms, given that they are within the window."""
-    mean, window = mean_minutes * 60_000, window_hours * MS_PER_HOUR
-    return (-mean * np.log1p(share * np.expm1(-window / mean))).astype(np.int64)
-
-
-def _intercept(rate: float, deviation: float) -> float:
-    """`b` with `E[sigmoid(b + deviation * normal)] = rate`, by bisection."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(31)
-    low, high = -40.0, 40.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        mean = (weights / (1 + np.exp(-middle - deviation * nodes))).sum() / weights.sum()
-        low, high = (middle, high) if mean < rate else (low, middle)
-    return low
+    clicked = Clicks(example, time + delay, u, user["id"][u], ad["id"][a])
+    later = None
+    if world.conversions is not None:
+        after_click, conversions = world.conversions.of_hour(
+            index,
+            example_id=example,
+            clicked=label,
+            click_time=time + delay,
+            closes=time + round(ads.conversion_window_hours * MS_PER_HOUR),
+            vertical=vertical,
+            pair=terms["pair"],
+            user=p[:, 0],
+            ad=q[:, 0],
+            segment=fields["segment"],
+            advertiser=features["advertiser"],
+            price=price,
+        )
+        later = probability * after_click, conversions
+    return table, clicked.select(label), later

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,16 +83,29 @@ class DatasetWriter:
             partial.write_text(json.dumps(what))
             os.replace(partial, self._note)
         self._impressions = set(partitions.hours(root))
-        self._labels = set(partitions.hours(root, partitions.LABELS))
+        self._events: dict[str, set[int]] = {}
 
     def has(self, hour: int) -> bool:
         """Whether the hour's impressions, which are written last, are there."""
         return hour in self._impressions
 
-    def put(self, hour: int, impressions: pa.Table | None, labels: pa.Table | None) -> None:
-        """Writes what the hour lacks; `None` and no impressions write nothing."""
-        if labels is not None and hour not in self._labels:
-            partitions.write_labels(self.root, hour, labels)
+    def put(
+        self,
+        hour: int,
+        impressions: pa.Table | None,
+        labels: pa.Table | None,
+        more: Mapping[str, pa.Table] | None = None,
+    ) -> None:
+        """Writes what the hour lacks; `None` and no impressions write nothing.
+
+        `more` holds label events of further tasks, by their folder.
+        """
+        events = {} if labels is None else {partitions.LABELS: labels}
+        for folder, table in {**events, **(more or {})}.items():
+            if folder not in self._events:
+                self._events[folder] = set(partitions.hours(self.root, folder))
+            if hour not in self._events[folder]:
+                partitions.write_labels(self.root, hour, table, folder=folder)
         if impressions is not None and impressions.num_rows and hour not in self._impressions:
             partitions.write_impressions(self.root, hour, impressions)
 

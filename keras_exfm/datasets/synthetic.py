@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,22 @@ from keras_exfm.datasets._ad_world import (
     births,
     impressions_of_hour,
 )
+from keras_exfm.datasets._conversions import Events
 from keras_exfm.datasets._writing import DatasetWriter, Progress, Silent
 from keras_exfm.features import Categorical, MultiHot, Numeric, Schema
 from keras_exfm.streaming.columns import MS_PER_HOUR
-from keras_exfm.streaming.partitions import DatasetInfo
+from keras_exfm.streaming.partitions import IMPRESSIONS, LABELS, DatasetInfo
 
 START_HOUR = 473_352
 """2024-01-01 00:00 UTC, the hour that a synthetic stream begins with."""
+CONVERSIONS = "conversions"
+"""Folder of a synthetic stream's conversion events."""
+CONVERSION_TRUTH = "true_conversion_probability"
+"""Folder of what their probabilities were, in the form of label events."""
+
+_EFFECTS = {"main": 0.5, "pair": 0.7, "third": 0.3, "history": 0.3, "numeric": 0.4}
+_CONVERSION_EFFECTS = {"pair": 0.6, "intent": 0.6, "main": 0.5, "price": 0.4}
+_Some = TypeVar("_Some", bound=Events)
 
 
 class SyntheticAds:
@@ -54,6 +64,25 @@ class SyntheticAds:
     before its hour. A click's label event comes after an exponential delay that is shorter than
     the label window.
 
+    **Conversions**, the second task, are there if `conversion_rate` is given. They come after
+    clicks alone, `conversion ~ Bernoulli(sigmoid(c))` with
+
+    `c = b + pair + intent + main + price`
+
+    * `pair`: the click's term, so that each task says something about the other;
+    * `intent = <p_u, T q_a>`: the click's vectors, and a fixed `T` that makes it uncorrelated
+      with `pair`;
+    * `main`: effects of advertiser and segment, other ones than the click's;
+    * `price`: falls with the price.
+
+    A conversion's event comes after an exponential delay from the click, within
+    `conversion_window_hours` of the impression. A task that is learned on all impressions has the
+    label "clicked and converted within the window", whose probability is
+    `sigmoid(z) sigmoid(c)`. It lies in a folder of its own, `true_conversion_probability/`, in the
+    form of label events: `label` is the probability, `timestamp` the impression's. (A labelled
+    stream has a column for the truth of one task only.) Conversions add files and change none:
+    impressions and clicks of a seed are the same with them and without.
+
     Hours depend on `seed` and on the hours before them, not on how many follow.
 
     Args:
@@ -75,6 +104,14 @@ class SyntheticAds:
         label_window_hours: Longest delay of a label. Defaults to `2`.
         label_delay_minutes: Mean of the delay before it is cut. Defaults to `20.0`.
         seed: Seed of everything. Defaults to `0`.
+        conversion_rate: About the share of the clicks that are followed by a conversion. Defaults
+            to `None`: there are no conversions.
+        conversion_delay_hours: Mean of the delay from the click before it is cut. Defaults to
+            `6.0`.
+        conversion_window_hours: Longest time from the impression to the conversion, more than
+            `label_window_hours`. Defaults to `24.0`.
+        conversion_effects: Standard deviation of each term of `c` that is to differ from
+            `{"pair": 0.6, "intent": 0.6, "main": 0.5, "price": 0.4}`. Defaults to `None`.
 
     Example:
 
@@ -86,6 +123,15 @@ class SyntheticAds:
     >>> table = partitions.read_impressions("ads", info.first_hour, info.schema)
     >>> table.num_rows, 0 < table["true_probability"][0].as_py() < 1
     (200, True)
+
+    With conversions there is a label folder more, as a second task of a `das.Job` reads it:
+
+    >>> stream = SyntheticAds(hours=3, examples_per_hour=200, conversion_rate=0.2)
+    >>> info = stream.write("shop")
+    >>> hours = partitions.hours("shop", "conversions")
+    >>> conversions = partitions.read_labels("shop", hours[0], hours[-1], folder="conversions")
+    >>> len(hours), conversions.num_rows
+    (27, 14)
     """
 
     def __init__(
@@ -105,6 +151,10 @@ class SyntheticAds:
         label_window_hours: int = 2,
         label_delay_minutes: float = 20.0,
         seed: int = 0,
+        conversion_rate: float | None = None,
+        conversion_delay_hours: float = 6.0,
+        conversion_window_hours: float = 24.0,
+        conversion_effects: Mapping[str, float] | None = None,
     ) -> None:
         for name, value in (
             ("hours", hours),
@@ -129,6 +179,25 @@ class SyntheticAds:
                 "`label_delay_minutes` should be positive. "
                 f"Received: label_delay_minutes={label_delay_minutes!r}"
             )
+        if conversion_rate is not None and not 0 < conversion_rate < 1:
+            raise ValueError(
+                "`conversion_rate` should be above 0 and below 1, or None. "
+                f"Received: conversion_rate={conversion_rate!r}"
+            )
+        if not 0 < conversion_delay_hours < np.inf:
+            raise ValueError(
+                "`conversion_delay_hours` should be positive. "
+                f"Received: conversion_delay_hours={conversion_delay_hours!r}"
+            )
+        # A click at the end of its window still has time for a conversion.
+        if conversion_rate is not None and not (
+            label_window_hours < conversion_window_hours < np.inf
+        ):
+            raise ValueError(
+                "`conversion_window_hours` should be more than `label_window_hours`. Received: "
+                f"conversion_window_hours={conversion_window_hours!r}, "
+                f"label_window_hours={label_window_hours!r}"
+            )
         if not verticals or len(set(verticals)) != len(verticals):
             raise ValueError(
                 f"`verticals` should be distinct names. Received: verticals={verticals!r}"
@@ -139,12 +208,6 @@ class SyntheticAds:
                     f"`{name}` should have a number above 0 for each of {list(verticals)}"
                     f"{', below 1' if top == 1 else ''}. Received: {name}={numbers!r}"
                 )
-        defaults = {"main": 0.5, "pair": 0.7, "third": 0.3, "history": 0.3, "numeric": 0.4}
-        unknown = sorted(set(effects or {}) - set(defaults))
-        if unknown:
-            raise ValueError(
-                f"`effects` has the terms {list(defaults)}. Received: {unknown} as well"
-            )
         self.hours = hours
         self.examples_per_hour = examples_per_hour
         self.users = users
@@ -152,7 +215,7 @@ class SyntheticAds:
         self.verticals = tuple(verticals)
         self.click_rates = tuple(click_rates)
         self.traffic = tuple(traffic)
-        self.effects = {**defaults, **(effects or {})}
+        self.effects = _effects("effects", _EFFECTS, effects)
         self.planted = _orders({3: 0.3, 4: 0.2} if planted is None else planted)
         self.user_lifetime_hours = user_lifetime_hours
         self.ad_lifetime_hours = ad_lifetime_hours
@@ -160,6 +223,12 @@ class SyntheticAds:
         self.label_window_hours = label_window_hours
         self.label_delay_minutes = label_delay_minutes
         self.seed = seed
+        self.conversion_rate = conversion_rate
+        self.conversion_delay_hours = conversion_delay_hours
+        self.conversion_window_hours = conversion_window_hours
+        self.conversion_effects = _effects(
+            "conversion_effects", _CONVERSION_EFFECTS, conversion_effects
+        )
 
     @property
     def schema(self) -> Schema:
@@ -186,6 +255,8 @@ class SyntheticAds:
     def write(self, path: str | os.PathLike[str], progress: Progress | None = None) -> DatasetInfo:
         """Writes `impressions/`, `labels/` and `dataset.json`.
 
+        With conversions, also `conversions/` and `true_conversion_probability/`.
+
         A repeated call completes what a stopped one left, and does nothing when all is there.
 
         Args:
@@ -202,10 +273,9 @@ class SyntheticAds:
         writer = DatasetWriter(path, "synthetic", self._parameters())
         if writer.finished is not None:
             return writer.finished
-        total = self.hours + self.label_window_hours
-        progress.begin("Synthetic impressions", total)
-        for done, (hour, impressions, labels) in enumerate(self.tables(), 1):
-            writer.put(hour, impressions, labels)
+        progress.begin("Synthetic impressions", self.hours + self._awaited_hours)
+        for done, (hour, tables) in enumerate(self.tables_by_folder(), 1):
+            writer.put(hour, tables.pop(IMPRESSIONS, None), tables.pop(LABELS, None), tables)
             progress.step(done)
         return writer.finish(
             DatasetInfo(
@@ -213,6 +283,7 @@ class SyntheticAds:
                 description=(
                     f"Synthetic ads in {', '.join(self.verticals)}: {self.users} users, {self.ads} "
                     "ads, drifting effects, delayed labels. Click probabilities are known."
+                    + (" So are those of conversions." if self.conversion_rate is not None else "")
                 ),
                 schema=self.schema,
                 first_hour=START_HOUR,
@@ -228,32 +299,62 @@ class SyntheticAds:
 
         Label events go on for `label_window_hours` after the last impressions.
         """
+        for hour, tables in self.tables_by_folder():
+            if LABELS in tables:
+                yield hour, tables.get(IMPRESSIONS), tables[LABELS]
+
+    def tables_by_folder(self) -> Iterator[tuple[int, dict[str, pa.Table]]]:
+        """Hour and its tables, by the folder that `write` puts them into, in time order.
+
+        `impressions` end with the last hour, `labels` after `label_window_hours` more, and
+        `conversions` after `conversion_window_hours` more.
+        """
         world = AdWorld(self)
         state = AdState(self, world)
-        waiting: list[Clicks] = []
-        for index in range(self.hours + self.label_window_hours):
-            impressions = None
+        clicks: list[Clicks] = []
+        conversions: list[Events] = []
+        for index in range(self.hours + self._awaited_hours):
+            tables: dict[str, pa.Table] = {}
             if index < self.hours:
                 if index:
                     state.step(index)
-                impressions, clicks = impressions_of_hour(self, world, state, index, START_HOUR)
-                waiting.append(clicks)
-            everything = Clicks.concatenate(waiting)
-            now = everything.time < (index + 1) * MS_PER_HOUR
-            due, waiting = everything.select(now).in_time_order(), [everything.select(~now)]
-            # Known from the next hour on.
-            state.clicked(due)
-            labels = pa.table(
-                {
-                    "example_id": due.example_id,
-                    "timestamp": due.time + START_HOUR * MS_PER_HOUR,
-                    "label": np.ones(len(due.time), np.float32),
-                }
-            )
-            yield START_HOUR + index, impressions, labels
+                impressions, found, later = impressions_of_hour(
+                    self, world, state, index, START_HOUR
+                )
+                tables[IMPRESSIONS] = impressions
+                clicks.append(found)
+                if later is not None:
+                    probability, events = later
+                    conversions.append(events)
+                    tables[CONVERSION_TRUTH] = impressions.select(
+                        ["example_id", "timestamp"]
+                    ).append_column("label", pa.array(probability))
+            if index < self.hours + self.label_window_hours:
+                due, clicks = _due(clicks, index)
+                # Known from the next hour on.
+                state.clicked(due)
+                tables[LABELS] = _label_events(due)
+            if self.conversion_rate is not None:
+                bought, conversions = _due(conversions, index)
+                tables[CONVERSIONS] = _label_events(bought)
+            yield START_HOUR + index, tables
+
+    @property
+    def _awaited_hours(self) -> int:
+        """Hours after the last impressions in which events still come."""
+        if self.conversion_rate is None:
+            return self.label_window_hours
+        return math.ceil(self.conversion_window_hours)
 
     def _parameters(self) -> dict[str, Any]:
         planted = {str(order): weight for order, weight in self.planted.items()}
+        # Not in the parameters of a stream without them: older folders know nothing of them.
+        conversions = {
+            "conversion_rate": self.conversion_rate,
+            "conversion_delay_hours": self.conversion_delay_hours,
+            "conversion_window_hours": self.conversion_window_hours,
+            "conversion_effects": self.conversion_effects,
+        }
         return {
             "hours": self.hours,
             "examples_per_hour": self.examples_per_hour,
@@ -270,7 +371,35 @@ class SyntheticAds:
             "label_window_hours": self.label_window_hours,
             "label_delay_minutes": self.label_delay_minutes,
             "seed": self.seed,
+            **(conversions if self.conversion_rate is not None else {}),
         }
+
+
+def _effects(
+    name: str, defaults: Mapping[str, float], given: Mapping[str, float] | None
+) -> dict[str, float]:
+    unknown = sorted(set(given or {}) - set(defaults))
+    if unknown:
+        raise ValueError(f"`{name}` has the terms {list(defaults)}. Received: {unknown} as well")
+    return {**defaults, **(given or {})}
+
+
+def _due(waiting: Iterable[_Some], index: int) -> tuple[_Some, list[_Some]]:
+    """The events up to the end of an hour, in time order, and those after it."""
+    parts = list(waiting)
+    everything = type(parts[0]).concatenate(parts)
+    now = everything.time < (index + 1) * MS_PER_HOUR
+    return everything.select(now).in_time_order(), [everything.select(~now)]
+
+
+def _label_events(events: Events) -> pa.Table:
+    return pa.table(
+        {
+            "example_id": events.example_id,
+            "timestamp": events.time + START_HOUR * MS_PER_HOUR,
+            "label": np.ones(len(events.time), np.float32),
+        }
+    )
 
 
 def _orders(planted: Mapping[int | str, float]) -> dict[int, float]:
