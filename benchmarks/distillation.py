@@ -1,22 +1,35 @@
-"""External distillation on the Globo news stream: what transfers, and when it hurts.
+"""External distillation on real and synthetic streams: what transfers, and when it hurts.
 
     python benchmarks/distillation.py run --data DIR --out FOLDER --from 6 --to 10
+    python benchmarks/distillation.py run --stream ml1m --data FILE --out FOLDER
+    python benchmarks/distillation.py run --stream synthetic --out FOLDER
+    python benchmarks/distillation.py tune --stream ml1m --data FILE --out FOLDER
     python benchmarks/distillation.py summarize --out FOLDER --from 6 --to 10
 
-One teacher (a Wukong with all features) learns from the clicks of 45 % of the users on all devices,
-hour by hour; before it learns from an hour its predictions for it are logged. Students are small
-DLRMs for one device group and 15 % of the users. They predict an hour, then train on it, once.
-Figures are of the days `--from` to `--to`, counted from 1 (2017-10-01); the stream begins at day 1
-in any case, so that the same recipe runs on later days of a longer file. All students of an
-experiment have the same serving model; what differs is what trains it. Runs that are recorded in
-FOLDER are not repeated. Negatives are sampled, see `keras_exfm.datasets.globo`.
+One teacher (a Wukong with all features) learns from all traffic, hour by hour; before it learns
+from an hour its predictions for it are logged. Students are small DLRMs for one vertical. They
+predict an hour, then train on it, once. The streams:
+
+* globo: news clicks; the teacher has 45 % of the users on all devices, a student 15 % of the users
+  of one device group. Negatives are sampled, see `keras_exfm.datasets.globo`.
+* ml1m: MovieLens-1M by the day (what is said of hours here is then meant of days); the teacher has
+  all ratings, a student those of one gender.
+* synthetic: `keras_exfm.datasets.SyntheticAds`; the teacher has all verticals, a student one.
+
+Figures are of the days `--from` to `--to`, counted from 1; a stream begins at day 1 in any case, so
+that the same recipe runs on later days of a longer file. All students of an experiment have the
+same serving model; what differs is what trains it. Runs that are recorded in FOLDER are not
+repeated. `tune` tries batches and rates of student (without a teacher) and teacher on the days
+before; what it finds is entered in `distillation_data.py` by hand.
 
 gain: reduction of NE against the student without a teacher and with the same seed, in percent.
 transfer ratio: that reduction as a share of (student without a teacher - teacher).
 """
 
 import argparse
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -26,44 +39,46 @@ from pathlib import Path
 import distillation_report as report
 import distillation_stream as streams
 import numpy as np
-from distillation_variants import EXPERIMENTS, STUDENTS, TEACHERS
+from distillation_data import STREAMS, load
+from distillation_variants import experiments, students, teachers
 
-# Batch, rates, weights and gate were chosen on days 3 to 5.
-TUNED = 5
-OWN_FRACTION = 0.15
-BATCH, TEACHER_BATCH = 320, 2560
-# Rows after which a student trains on the teacher's labels, if they come at once.
-AT_ONCE = {"own": 320, "all": 1280}
 AGES = (0, 1, 3, 6, 24)
-# The log's first hour makes no impressions, so day 1 has 23 hours.
+# What MovieLens and the synthetic stream repeat by default.
+SOME = ("all in one", "labels of all traffic")
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("run", "summarize"))
-    parser.add_argument("--data", help="file or folder of the Globo clicks")
+    parser.add_argument("command", choices=("run", "tune", "summarize"))
+    parser.add_argument("--stream", default="globo", choices=list(STREAMS))
+    parser.add_argument("--data", help="file or folder of the Globo clicks or of MovieLens-1M")
     parser.add_argument("--out", required=True, type=Path, help="folder of streams, logs and runs")
-    parser.add_argument(
-        "--from", dest="first", type=int, default=6, help="first day of the figures"
-    )
-    parser.add_argument("--to", dest="last", type=int, default=10, help="last day")
+    parser.add_argument("--from", dest="first", type=int, help="first day of the figures")
+    parser.add_argument("--to", dest="last", type=int, help="last day")
     parser.add_argument("--seeds", default="1,2,3,4,5")
-    parser.add_argument("--vertical", default="device3", help="the student's: a device group")
-    parser.add_argument("--user-fraction", type=float, default=0.45, help="of the teacher's users")
-    parser.add_argument(
-        "--experiments", default=";".join(EXPERIMENTS), help="names, with ; between them"
-    )
+    parser.add_argument("--vertical", help="the student's: device group, gender, or vertical")
+    parser.add_argument("--user-fraction", type=float, help="of the teacher's users (globo)")
+    parser.add_argument("--experiments", help="names, with ; between them")
     parser.add_argument("--backend", default="tensorflow", choices=["jax", "tensorflow"])
     options = parser.parse_args()
-    if options.command == "run" and options.data is None:
-        parser.error("run needs --data")
+    of = options.of = STREAMS[options.stream]
+    if options.command != "summarize" and options.data is None and options.stream != "synthetic":
+        parser.error(f"{options.command} needs --data")
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
-    options.experiments = options.experiments.split(";")
-    if unknown := sorted(set(options.experiments) - set(EXPERIMENTS)):
-        parser.error(f"unknown experiments {unknown}; there are {', '.join(EXPERIMENTS)}")
-    if options.first <= TUNED:
-        parser.error(f"--from {options.first}: the settings were chosen on days 3 to {TUNED}")
-    options.days = (options.first, options.last)
+    known = experiments(of)
+    default = known if options.stream == "globo" else SOME
+    options.experiments = options.experiments.split(";") if options.experiments else list(default)
+    if unknown := sorted(set(options.experiments) - set(known)):
+        parser.error(f"unknown experiments {unknown}; there are {', '.join(known)}")
+    options.first, options.last = options.first or of.days[0], options.last or of.days[1]
+    if options.first <= of.tuned[1]:
+        first, last = of.tuned
+        parser.error(f"--from {options.first}: settings were chosen on days {first} to {last}")
+    options.vertical = options.vertical or of.own
+    if options.vertical not in of.verticals:
+        parser.error(f"--vertical {options.vertical}: expected one of {', '.join(of.verticals)}")
+    options.user_fraction = options.user_fraction or of.user_fraction
+    options.days = of.tuned if options.command == "tune" else (options.first, options.last)
     return options
 
 
@@ -71,39 +86,36 @@ class Stream:
     """The stream and the teachers' logs, each made when it is first asked for."""
 
     def __init__(self, options, say):
-        self.options, self.say = options, say
-        self.info, self.rows = streams.load(
-            options, options.user_fraction, OWN_FRACTION, options.vertical
-        )
-        first = [h for h in self.rows.hours if h >= self.hour_of_day(options.first)]
-        self.counted = np.zeros(len(self.rows), bool)
-        self.counted[self.rows.starts[self.rows.hours.index(first[0])] :] = True
-        self.counted &= self.rows.own
+        self.options, self.say, self.of = options, say, options.of
+        self.teachers, self.students = teachers(self.of), students(self.of)
+        self.about, self.rows = load(self.of, options)
+        self.counted = self.rows.of_days(*options.days) & self.rows.own
         self.logs = {}
-
-    @staticmethod
-    def hour_of_day(day):
-        from keras_exfm.datasets import globo
-
-        return globo.START // 3_600_000 + 24 * (day - 1)
+        self.item_age = None
 
     def log(self, name):
         if name not in self.logs:
-            setting = dict(TEACHERS[name])
+            setting = dict(self.teachers[name])
             seed, only = setting.pop("seed", 1), setting.pop("only", None)
             ages = AGES if setting.pop("ages", False) else (0,)
             mask = None if only is None else self.mask(only)
             path = log_path(self.options, name)
             self.logs[name] = streams.teacher_log(
-                path, self.rows, setting, seed, ages, TEACHER_BATCH, mask, self.say
+                path,
+                self.rows,
+                setting,
+                seed,
+                ages,
+                self.of.teacher_batch,
+                self.of.embeddings,
+                mask,
+                self.say,
             )
         return self.logs[name]
 
     def mask(self, only):
-        """Rows of one device group, or the student's."""
-        if only == "own":
-            return self.rows.own
-        return self.rows.columns["device"] == int(only.removeprefix("device"))
+        """Rows of one vertical, or the student's."""
+        return self.rows.own if only == "own" else self.rows.vertical == only
 
     def figures(self, logit, mask=None):
         """Scores of the counted rows that have a logit."""
@@ -122,6 +134,20 @@ class Stream:
             "calibration": float(functional.calibration(label, z)),
         }
 
+    def by_item_age(self, logit):
+        """NE of rows whose item first occurred, to any user, at most so many hours before."""
+        if self.item_age is None:
+            hour = np.repeat(np.arange(len(self.rows.starts) - 1), np.diff(self.rows.starts))
+            item = self.rows.columns[self.of.item].reshape(-1)
+            first = np.full(int(item.max()) + 1, len(self.rows.starts), np.int64)
+            np.minimum.at(first, item, hour)
+            self.item_age = hour - first[item]
+        bounds = (0, 3, 12, 48, np.inf)
+        return {
+            f"{low}-{high}": self.figures(logit, (self.item_age >= low) & (self.item_age < high))
+            for low, high in itertools.pairwise(bounds)
+        }
+
 
 def log_path(options, teacher):
     """A longer stream has other numbers for its articles, so other logs.
@@ -129,8 +155,9 @@ def log_path(options, teacher):
     Embeddings and logs of age are of the student's rows.
     """
     name = f"{teacher.replace(', ', '-').replace(' ', '-')}-users{options.user_fraction:g}"
-    where = "" if options.vertical == "device3" else f"-{options.vertical}"
-    return options.out / "teachers" / f"{name}{where}-days{options.last}.npz"
+    where = "" if options.vertical == options.of.own else f"-{options.vertical}"
+    stream = "" if options.stream == "globo" else f"{options.stream}-"
+    return options.out / "teachers" / f"{stream}{name}{where}-days{options.last}.npz"
 
 
 def columns_of(stream, variant):
@@ -159,14 +186,14 @@ def columns_of(stream, variant):
     return found
 
 
-def student_model(variant, schema):
+def student_model(variant, schema, students):
     import keras
 
     import keras_exfm as kx
     from keras_exfm import layers, models
     from keras_exfm.optimizers import RowwiseAdagrad
 
-    setting = {**STUDENTS[variant.get("student", "all fields")], **variant.get("override", {})}
+    setting = {**students[variant.get("student", "all fields")], **variant.get("override", {})}
     rate, names = setting.pop("table_learning_rate"), setting.pop("without", ())
     cls = getattr(models, setting.pop("class"))
     schema = schema.select([name for name in schema.names if name not in names])
@@ -227,21 +254,32 @@ def serving_logits(stream, variant, seed):
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     rows, extra = stream.rows, columns_of(stream, variant)
-    model, names = student_model(variant, stream.info.schema)
+    model, names = student_model(variant, stream.rows.schema, stream.students)
+    of, accumulators = stream.of, [v for v in model.variables if v.path.endswith("/accumulator")]
     logit = np.full(len(rows), np.nan, np.float32)
     trains = rows.own if variant.get("traffic", "own") == "own" else np.ones(len(rows), bool)
     logs, spent = {}, 0.0
-    for i in range(len(rows.hours)):
+
+    def teacher_step(x, y, weight):
+        """A step on what the teacher said alone."""
+        before = None
+        if variant.get("accumulators") == "labels":
+            before = [np.array(v) for v in accumulators]
+        model.train_on_batch(x, {**y, "label": np.full(len(weight), np.nan, np.float32)}, weight)
+        for variable, value in zip(accumulators, before or []):
+            variable.assign(value)
+
+    for i in range(len(rows.starts) - 1):
         here = np.arange(rows.hour(i).start, rows.hour(i).stop)
         own = here[rows.own[here]]
         early = variant.get("at_once")
-        served, size = here if early == "all" else own, AT_ONCE.get(early, BATCH)
+        served, size = here if early == "all" else own, of.at_once.get(early, of.batch)
         for start, (x, weight, n) in zip(
             range(0, len(served), size), streams.batches(rows, served, size, names, extra)
         ):
             at = served[start : start + n]
             y = {name: x.pop(name) for name, _ in extra}
-            y["label"] = np.full_like(x.pop("label"), np.nan, dtype=np.float32)
+            x.pop("label")
             if rows.own[at].any():
                 if variant.get("distiller"):
                     x["teacher_logit"] = np.zeros((size, 1), np.float32)
@@ -249,22 +287,25 @@ def serving_logits(stream, variant, seed):
                 logit[at[rows.own[at]]] = z[rows.own[at]]
             if early:
                 begun = time.monotonic()
-                model.train_on_batch(x, y, weight)
+                teacher_step(x, y, weight)
                 spent += time.monotonic() - begun
         begun = time.monotonic()
-        for x, weight, _ in streams.batches(rows, here[trains[here]], BATCH, names, extra):
+        for x, weight, _ in streams.batches(rows, here[trains[here]], of.batch, names, extra):
             y = {"label": x.pop("label")}
             y |= {name: x.pop(name) for name, _ in extra}
             if variant.get("distiller"):
                 # It knows no weights and no missing teachers: whole rows that have one alone.
                 kept = (weight > 0) & np.isfinite(y["teacher_logit"])
-                at = np.resize(np.flatnonzero(kept), BATCH) if kept.any() else None
+                at = np.resize(np.flatnonzero(kept), of.batch) if kept.any() else None
                 if at is None:
                     continue
                 x = {name: column[at] for name, column in x.items()}
                 x["teacher_logit"] = y["teacher_logit"][at][:, None]
                 logs = model.train_on_batch(x, y["label"][at], return_dict=True)
                 continue
+            if variant.get("apart"):
+                teacher_step(x, y, weight)
+                y |= {name: np.full_like(y[name], np.nan) for name, _ in extra}
             logs = model.train_on_batch(x, y, weight, return_dict=True)
         spent += time.monotonic() - begun
     return logit, logs, spent
@@ -274,18 +315,23 @@ def run_student(stream, variant, seed):
     """The figures of one progressive pass."""
     started = time.monotonic()
     logit, logs, spent = serving_logits(stream, variant, seed)
-    rows, days = stream.rows, {}
+    days = {}
     for day in range(stream.options.first, stream.options.last + 1):
-        mask = np.zeros(len(rows), bool)
-        begin, end = (np.searchsorted(rows.hours, stream.hour_of_day(d)) for d in (day, day + 1))
-        if begin < end:
-            mask[rows.starts[begin] : rows.starts[end]] = True
+        mask = stream.rows.of_days(day, day)
+        # A day of a small stream may have clicks only, or none: its NE is not defined.
+        if (
+            0
+            < stream.rows.columns["label"][mask & stream.counted].sum()
+            < (mask & stream.counted).sum()
+        ):
             days[day] = stream.figures(logit, mask)["ne"]
     if stream.figures(logit)["examples"] < stream.counted.sum():
         raise SystemExit(f"{variant}, seed {seed}: it predicts NaN or infinity")
+    further = {"by_item_age": stream.by_item_age(logit)} if variant.get("by_item_age") else {}
     return {
         "seed": seed,
         "variant": variant,
+        **further,
         "figures": stream.figures(logit),
         "ne_of_days": days,
         "last_logs": {k: float(np.asarray(v)) for k, v in logs.items()},
@@ -326,11 +372,28 @@ def bounds(stream, seed):
     }
 
 
+def tune(options, say):
+    """Tries batches and rates on the days that do not count: for the student, for the teacher."""
+    stream = Stream(options, say)
+    of, rates = stream.of, (0.02, 0.05, 0.1, 0.2, 0.4)
+    for batch, rate in itertools.product((of.batch // 2, of.batch, of.batch * 2), rates):
+        stream.of = dataclasses.replace(of, batch=batch)
+        logit, _, _ = serving_logits(stream, {"override": {"table_learning_rate": rate}}, seed=1)
+        say(f"student, batch {batch}, rate {rate}: NE {stream.figures(logit)['ne']:.5f}")
+    for batch, rate in itertools.product((of.teacher_batch // 2, of.teacher_batch), rates[:4]):
+        setting = {**stream.teachers["foundation"], "table_learning_rate": rate}
+        setting.pop("ages")
+        path = options.out / "tuning" / f"{of.name}-{batch}-{rate}.npz"
+        log = streams.teacher_log(path, stream.rows, setting, 1, (0,), batch, (), None, say)
+        ne = stream.figures(log["logit_0"])["ne"]
+        say(f"teacher, batch {batch}, rate {rate}: NE {ne:.5f}")
+
+
 def costs(stream):
     """Training and serving FLOPs of the student, an example."""
     from keras_exfm.models import flops
 
-    model, _ = student_model({}, stream.info.schema)
+    model, _ = student_model({}, stream.rows.schema, stream.students)
     found = flops(model.serving_model())
     return {
         "training_flops": int(found.training),
@@ -342,11 +405,13 @@ def costs(stream):
 
 def recorded(options, variant, seed, stream=None):
     """The record of a run, made if there is a `stream`; `None` if it is not there."""
+    of = options.of
     settings = [
-        STUDENTS[variant.get("student", "all fields")],
-        TEACHERS.get(variant.get("teacher")),
-        AT_ONCE.get(variant.get("at_once")),
-        [BATCH, TEACHER_BATCH, OWN_FRACTION, options.vertical],
+        students(of)[variant.get("student", "all fields")],
+        teachers(of).get(variant.get("teacher")),
+        of.at_once.get(variant.get("at_once")),
+        [of.batch, of.teacher_batch, of.own_fraction, options.vertical],
+        *([] if of.name == "globo" else [of.name]),
     ]
     text = json.dumps(
         [variant, settings, options.backend, options.days, options.user_fraction], sort_keys=True
@@ -372,42 +437,40 @@ def main():
     def say(text):
         print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)
 
+    if options.command == "tune":
+        tune(options, say)
+        return
     if options.command == "run":
-        stream = Stream(options, say)
+        stream, known = Stream(options, say), experiments(options.of)
         for seed in options.seeds:
             for experiment in options.experiments:
-                for name, variant in EXPERIMENTS[experiment].items():
+                for name, variant in known[experiment].items():
                     record = recorded(options, variant, seed, stream)
                     say(
                         f"{experiment} / {name}, seed {seed}: NE {record['figures']['ne']:.5f} "
                         f"in {record['seconds']} s"
                     )
-        teachers = {}
-        for name in TEACHERS:
+        logged = {}
+        for name in stream.teachers:
             if log_path(options, name).exists():
                 log = stream.log(name)
-                teachers[name] = {
+                logged[name] = {
                     **json.loads(str(log["about"])),
                     "figures": {
                         key: stream.figures(log[key]) for key in log if key.startswith("logit_")
                     },
                 }
         about = {
-            "teachers": teachers,
+            "teachers": logged,
             "student": costs(stream),
             "bounds": [bounds(stream, seed) for seed in options.seeds[:3]],
-            "batch": BATCH,
-            "at_once": AT_ONCE,
-            "teacher_batch": TEACHER_BATCH,
+            "setting": dataclasses.asdict(options.of),
             "vertical": options.vertical,
-            "student_fraction": OWN_FRACTION,
-            "data": {
-                "description": stream.info.description,
-                "source": stream.info.source,
-                "parameters": stream.info.parameters,
-                "statistics": stream.info.statistics,
-            },
+            "data": stream.about,
         }
+        if "true_probability" in stream.rows.columns:
+            p = np.clip(stream.rows.columns["true_probability"], 1e-12, 1 - 1e-12)
+            about["bayes"] = stream.figures(np.log(p / (1 - p)).astype(np.float32))
         report.about_file(options).write_text(json.dumps(about))
     report.write(options, lambda variant, seed: recorded(options, variant, seed))
 

@@ -7,7 +7,7 @@ import platform
 import statistics
 from pathlib import Path
 
-from distillation_variants import EXPERIMENTS, STUDENTS
+from distillation_variants import experiments, students
 
 RESULTS = Path(__file__).parent / "results" / "distillation"
 BASELINE = "no teacher"
@@ -15,7 +15,8 @@ BASELINE = "no teacher"
 
 def command(options):
     return (
-        "python benchmarks/distillation.py run --data DIR --out FOLDER "
+        f"python benchmarks/distillation.py run --stream {options.stream} "
+        f"{'' if options.stream == 'synthetic' else '--data DIR '}--out FOLDER "
         f"--from {options.first} --to {options.last} --vertical {options.vertical} "
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend} "
         f"--user-fraction {options.user_fraction:g}"
@@ -24,7 +25,8 @@ def command(options):
 
 def about_file(options):
     """Where a `run` leaves what is not in the students' records."""
-    return options.out / f"about-{options.vertical}-{options.first}-{options.last}.json"
+    stream = "" if options.stream == "globo" else f"{options.stream}-"
+    return options.out / f"about-{stream}{options.vertical}-{options.first}-{options.last}.json"
 
 
 def spread(values, digits=2, sign=""):
@@ -135,7 +137,20 @@ def amortization_table(teacher, student):
     return lines
 
 
-def staleness_figure(experiments, path):
+def item_age_table(rows):
+    """NE by the age of the item, of students that were recorded with it."""
+    ages = list(next(iter(rows.values()))["records"][0]["by_item_age"])
+    lines = [
+        f"| NE, item's age in steps of time | {' | '.join(ages)} |",
+        f"|---{'|---' * len(ages)}|",
+    ]
+    for name, row in rows.items():
+        cells = [spread([r["by_item_age"][age]["ne"] for r in row["records"]], 4) for age in ages]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def staleness_figure(experiments, path, step):
     """Gain over the age of the teacher, with the label and at once."""
     import matplotlib
 
@@ -161,7 +176,7 @@ def staleness_figure(experiments, path):
         axis.axhline(0, color="0.6", linewidth=1)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xticks([0, 1, 3, 6, 24], ["0", "1", "3", "6", "24"])
-        axis.set_xlabel("age of the teacher's weights, hours")
+        axis.set_xlabel(f"age of the teacher's weights, {step}")
         axis.set_xlim(-0.1, 27)
         axis.set_title(f"the teacher {title}")
         axis.legend(frameon=False)
@@ -205,10 +220,22 @@ def write(options, recorded):
     """
     import keras
 
+    of = options.of
     about = json.loads(about_file(options).read_text())
     teachers = about["teachers"]
+    chosen = f"Batch and rates were chosen on days {of.tuned[0]} to {of.tuned[1]}"
+    if of.name == "globo":
+        chosen = chosen.replace("Batch and rates", "Batch, rates, weights and gate")
+    else:
+        chosen += ", weights and gate on Globo"
+    chosen += ", with one seed."
+    if of.step != "hours":
+        chosen += f" A step of time, and so the unit of ages, is not an hour but one of {of.step}."
+    bayes = []
+    if "bayes" in about:
+        bayes = ["", f"NE of the true probabilities: {about['bayes']['ne']:.4f}."]
     lines = [
-        f"# Distillation on Globo, {options.vertical}, days {options.first} to {options.last}",
+        f"# Distillation on {of.title}, {options.vertical}, days {options.first} to {options.last}",
         "",
         f"    {command(options)}",
         "",
@@ -218,9 +245,10 @@ def write(options, recorded):
         "paired values); all read the log of one teacher. 2 s.e.: the mean gain is above (+) or "
         "below (-) 0 by more than two standard errors, not corrected for the number of students. A "
         "transfer ratio is the share of the distance to the teacher's log, undistorted, that the "
-        "student came. Batch, rates, weights and gate were chosen on days 3 to 5, with one seed.",
+        f"student came. {chosen}",
         "",
         *teacher_table(teachers),
+        *bayes,
         "",
         "## What a log can carry",
         "",
@@ -232,27 +260,30 @@ def write(options, recorded):
         "",
         *amortization_table(teachers["foundation"], about["student"]),
     ]
-    experiments = {
-        name: rows_of(variants, options.seeds, recorded, teachers)
-        for name, variants in EXPERIMENTS.items()
+    known = experiments(of)
+    found = {
+        name: rows_of(known[name], options.seeds, recorded, teachers)
+        for name in options.experiments
     }
-    for name, rows in experiments.items():
-        if any(row["records"][0]["variant"] for row in rows.values()):
+    for name, rows in found.items():
+        if any(set(row["records"][0]["variant"]) - {"student"} for row in rows.values()):
             lines += ["", f"## {name}", "", *student_table(rows)]
+            if any("by_item_age" in row["records"][0] for row in rows.values()):
+                lines += ["", *item_age_table(rows)]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    other = "" if options.vertical == "device3" else f"-{options.vertical}"
-    stem = f"globo{other}-days-{options.first}-{options.last}"
+    other = "" if options.vertical == of.own else f"-{options.vertical}"
+    stem = f"{of.name}{other}-days-{options.first}-{options.last}"
     figures = []
-    if len(experiments["stale teacher, at once"]) > 2:
-        staleness_figure(experiments, RESULTS / f"{stem}-age.png")
+    if len(found.get("stale teacher, at once", ())) > 2:
+        staleness_figure(found, RESULTS / f"{stem}-age.png", of.step)
         figures.append("age")
-    if len(experiments["teacher size"]) > 2:
-        size_figure(experiments["teacher size"], teachers, RESULTS / f"{stem}-size.png")
+    if len(found.get("teacher size", ())) > 2:
+        size_figure(found["teacher size"], teachers, RESULTS / f"{stem}-size.png")
         figures.append("size")
     record = {
         "command": command(options),
         **about,
-        "students": STUDENTS,
+        "students": students(of),
         "fractions": {"teacher": options.user_fraction},
         "versions": {"python": platform.python_version(), "keras": keras.__version__},
         "cores": os.cpu_count(),
@@ -261,7 +292,7 @@ def write(options, recorded):
                 name: [{k: v for k, v in r.items() if k != "last_logs"} for r in row["records"]]
                 for name, row in rows.items()
             }
-            for experiment, rows in experiments.items()
+            for experiment, rows in found.items()
         },
     }
     lines += ["", *(f"![]({stem}-{name}.png)" for name in figures)]

@@ -1,4 +1,4 @@
-"""The Globo stream in memory, and what teachers log on it, for `benchmarks/distillation.py`.
+"""What teachers log on a stream, and batches of it, for `benchmarks/distillation.py`.
 
 A teacher's log is made once and kept. Like the data augmentation service, each hour is scored with
 weights that have seen the hours before it only, and is trained on afterwards; unlike it, the
@@ -7,86 +7,10 @@ come from one pass.
 """
 
 import collections
-import dataclasses
 import json
 import time
 
 import numpy as np
-
-# Features that tell who the user is and what the user has read.
-PERSONAL = ("user", "past_clicks", "last_article", "history")
-REPRESENTATION = 32
-# Features whose embeddings in the teacher are logged, for the students' rows.
-EMBEDDINGS = ("user", "article", "last_article", "history")
-
-
-@dataclasses.dataclass
-class Rows:
-    """All rows of a stream in time order: columns, and where each hour begins."""
-
-    schema: object
-    columns: dict
-    hours: list
-    starts: np.ndarray
-    own: np.ndarray
-    """Rows of the student: its vertical, and its share of the users."""
-
-    def hour(self, i):
-        return slice(self.starts[i], self.starts[i + 1])
-
-    def __len__(self):
-        return int(self.starts[-1])
-
-
-def load(options, fraction, own_fraction, vertical):
-    """Prepares the stream if it is not there, and reads it whole.
-
-    Users of a smaller share are also in a larger one, and an example has the same id in both.
-    """
-    from keras_exfm import streaming
-    from keras_exfm.das import DataAugmentationService
-    from keras_exfm.datasets import globo
-
-    found = {}
-    for share in {fraction, own_fraction}:
-        folder = options.out / f"users{share:g}-days{options.days[1]}"
-        info = globo.prepare(
-            options.data,
-            folder / "impressions",
-            user_fraction=share,
-            days=(1, options.days[1]),
-            share_article_table=True,
-        )
-        DataAugmentationService(
-            folder / "impressions",
-            folder / "labelled",
-            info.schema,
-            label_window_hours=info.label_window_hours,
-        ).process_pending()
-        found[share] = (info, streaming.Stream(folder / "labelled"))
-    info, stream = found[fraction]
-    parts, hours, starts = [], stream.hours, [0]
-    for hour in hours:
-        part = streaming.read_hour(
-            stream, hour, info.schema, columns=["example_id", "vertical", "group"]
-        )
-        parts.append(part)
-        starts.append(starts[-1] + len(part["label"]))
-    columns = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in (*info.schema.names, "label", "example_id", "vertical", "group")
-    }
-    kept = np.asarray(columns.pop("vertical")).astype(str) == vertical
-    if own_fraction != fraction:
-        small = found[own_fraction][1]
-        ids = [
-            streaming.read_hour(
-                small, hour, info.schema.select(["environment"]), columns=["example_id"]
-            )
-            for hour in small.hours
-        ]
-        kept &= np.isin(columns["example_id"], np.concatenate([x["example_id"] for x in ids]))
-    return info, Rows(info.schema, columns, hours, np.array(starts), kept)
 
 
 def batches(rows, index, size, names, extra=()):
@@ -127,7 +51,7 @@ def teacher_model(setting, schema):
     return model
 
 
-def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=print):
+def teacher_log(path, rows, setting, seed, ages, batch, embeddings, trains_on=None, say=print):
     """Logits of each age, representation and embeddings; makes them if they are not there.
 
     Args:
@@ -138,6 +62,7 @@ def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=prin
         ages: Hours; the weights of age `a` have seen the hours up to `h - 1 - a`. Age 0 is logged
             for all rows, the others for the student's.
         batch: Rows of a batch.
+        embeddings: Features whose embeddings are logged, for the student's rows.
         trains_on: Mask of the rows that the teacher trains on. Defaults to all.
         say: Where progress goes.
     """
@@ -165,13 +90,16 @@ def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=prin
     vector = np.full((len(rows), width), np.nan, np.float16)
     # Rows of the stream that the students have, in the log of embeddings.
     place = np.cumsum(rows.own) - 1
+    # A feature may have several embeddings: the first is logged.
+    sparse = model.schema.sparse
+    first = np.cumsum([0, *(feature.embeddings for feature in sparse)])
     logged = {
-        name: (k, np.full((int(rows.own.sum()), dim), np.nan, np.float16))
-        for k, name in enumerate(feature.name for feature in model.schema.sparse)
-        if name in EMBEDDINGS
+        feature.name: (int(k), np.full((int(rows.own.sum()), dim), np.nan, np.float16))
+        for k, feature in zip(first, sparse)
+        if feature.name in embeddings
     }
     kept = collections.deque(maxlen=max(ages) + 1)
-    for i in range(len(rows.hours)):
+    for i in range(len(rows.starts) - 1):
         here = np.arange(rows.hour(i).start, rows.hour(i).stop)
         for age in ages:
             if len(kept) <= age:
@@ -195,7 +123,7 @@ def teacher_log(path, rows, setting, seed, ages, batch, trains_on=None, say=prin
             model.train_on_batch(x, x.pop("label"), weight)
         kept.append(model.get_weights())
         if i % 24 == 23:
-            say(f"{path.stem}: hour {i + 1} of {len(rows.hours)}")
+            say(f"{path.stem}: hour {i + 1} of {len(rows.starts) - 1}")
     about = {
         "setting": setting,
         "seed": seed,

@@ -95,18 +95,15 @@ def frappe(folder, draw):
     return frappe_schema(), train, *halves(valid), checksums
 
 
-def ml1m(path):
-    """MovieLens-1M by time: the first 90 % of split 0, its last 10 %, and split 1.
+def read_ml1m(path):
+    """MovieLens-1M in the order of time: schema, rows, times in seconds, splits and genders.
 
     No feature of time: some timestamps of split 0 are imputed, all of them on negatives.
     """
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    split = table["split"].to_numpy()
-    stamp = table["timestamp"].to_numpy()
-    order = np.argsort(stamp, kind="stable")
-    table, split = table.take(order), split[order]
+    table = table.take(np.argsort(table["timestamp"].to_numpy(), kind="stable"))
 
     def index(name, values=None):
         values = table[name].to_numpy(zero_copy_only=False) if values is None else values
@@ -127,7 +124,14 @@ def ml1m(path):
     )
     features.append(MultiHot("genres", len(genres), length))
     schema = Schema(features)
-    everything = Part(schema.encode(raw), table["label"].to_numpy().astype("float32"))
+    part = Part(schema.encode(raw), table["label"].to_numpy().astype("float32"))
+    gender = table["gender"].to_numpy(zero_copy_only=False).astype(str)
+    return schema, part, table["timestamp"].to_numpy(), table["split"].to_numpy(), gender
+
+
+def ml1m(path):
+    """MovieLens-1M by time: the first 90 % of split 0, its last 10 %, and split 1."""
+    schema, everything, _, split, _ = read_ml1m(path)
     old = np.flatnonzero(split == 0)
     cut = int(0.9 * len(old))
     mask = np.zeros((3, len(everything)), bool)
