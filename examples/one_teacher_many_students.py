@@ -129,7 +129,7 @@ def main():
             _, alone = follow(stream, vertical, info.schema, info, taught=False)
             model, taught = follow(stream, vertical, info.schema, info)
             print(
-                f"{vertical:7s} NE: teacher {logged.whole['ne']:.4f}  student alone {alone:.4f}  "
+                f"{vertical:7s} teacher NE {logged.whole['ne']:.4f}  student alone {alone:.4f}  "
                 f"taught {taught:.4f}  best possible {logged.whole['bayes_ne']:.4f}"
             )
             rows = read_hour(stream, last, vertical=vertical, columns=["teacher_age_s"])
