@@ -37,6 +37,8 @@ RESERVED_COLUMNS = (
 )
 """Columns of the stream tables that are not features; no feature may take these names."""
 
+_FOLD_BLOCK = 16_384
+
 
 class SchemaError(ValueError):
     """A feature description, or data that does not fit it."""
@@ -378,7 +380,8 @@ class Schema:
             batch: Feature name -> array-like with one row per example.
 
         Returns:
-            Feature name -> array of the input's dtype and shape.
+            Feature name -> array of the input's dtype and shape; the array that was given, where
+            it has both.
 
         Raises:
             SchemaError: For a missing column, a wrong dtype or shape, or an id out of range. It
@@ -411,7 +414,7 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
         ids: Array of integers or strings.
 
     Returns:
-        int32 array of the same shape.
+        int32 array of the same shape; ids that are int32 already come back as they are.
 
     Example:
 
@@ -426,21 +429,49 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
             int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
             for text in unique.tolist()
         ]
-        wide = np.array(digests, np.uint64)[inverse].reshape(ids.shape)
-        return (_fmix64(wide) & np.uint64(0x7FFFFFFF)).astype(np.int32)
-    info = np.iinfo(np.int32)
-    folded = (_fmix64(ids.astype(np.uint64)) & np.uint64(0x7FFFFFFF)).astype(np.int32)
-    narrow = (ids >= info.min) & (ids <= info.max)
-    return np.where(narrow, ids.astype(np.int64).astype(np.int32), folded)
+        wide = np.array(digests, np.uint64)
+        mixed, shifted = np.empty_like(wide), np.empty_like(wide)
+        _fmix64(wide, mixed, shifted)
+        folded = (mixed & np.uint64(0x7FFFFFFF)).astype(np.int32)
+        return folded[inverse].reshape(ids.shape)
+    if np.can_cast(ids.dtype, np.int32):
+        return ids.astype(np.int32, copy=False)
+    flat = np.ascontiguousarray(ids).reshape(-1)
+    wide = flat.astype(np.uint64, copy=False) if flat.dtype.kind == "u" else (
+        flat.astype(np.int64, copy=False).view(np.uint64)
+    )  # fmt: skip
+    folded = np.empty(len(flat), np.int32)
+    # What a block needs stays in the processor's cache.
+    scratch = np.empty((2, min(len(flat), _FOLD_BLOCK)), np.uint64)
+    for start in range(0, len(flat), _FOLD_BLOCK):
+        part = wide[start : start + _FOLD_BLOCK]
+        _fold_block(part, flat.dtype.kind == "i", folded[start : start + len(part)], scratch)
+    return folded.reshape(ids.shape)
 
 
-def _fmix64(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x ^ (x >> np.uint64(33))
-        x = x * np.uint64(0xFF51AFD7ED558CCD)
-        x = x ^ (x >> np.uint64(33))
-        x = x * np.uint64(0xC4CEB9FE1A85EC53)
-        return x ^ (x >> np.uint64(33))
+def _fold_block(ids: np.ndarray, signed: bool, folded: np.ndarray, scratch: np.ndarray) -> None:
+    """Folds ids, given as their 64 bits, into `folded`."""
+    one, other = scratch[:, : len(ids)]
+    if signed:
+        np.add(ids, np.uint64(2**31), out=one)
+        large = one >= np.uint64(2**32)
+    else:
+        large = ids >= np.uint64(2**31)
+    np.copyto(folded, ids, casting="unsafe")
+    if large.any():
+        _fmix64(ids, one, other)
+        np.bitwise_and(one, np.uint64(0x7FFFFFFF), out=one)
+        np.copyto(folded, one, where=large, casting="unsafe")
+
+
+def _fmix64(x: np.ndarray, out: np.ndarray, shifted: np.ndarray) -> None:
+    """murmur3's finalizer, into `out`; `shifted` is overwritten."""
+    np.right_shift(x, np.uint64(33), out=shifted)
+    np.bitwise_xor(x, shifted, out=out)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        np.multiply(out, np.uint64(factor), out=out)
+        np.right_shift(out, np.uint64(33), out=shifted)
+        np.bitwise_xor(out, shifted, out=out)
 
 
 def _first_bad(feature: Feature, column: np.ndarray, bad: np.ndarray, expected: str) -> SchemaError:
@@ -466,7 +497,7 @@ def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
             raise SchemaError(
                 f"Column {feature.name!r}: expected numbers. Received dtype {column.dtype}"
             )
-        column = column.astype(np.float32)
+        column = column.astype(np.float32, copy=False)
         bad = ~np.isfinite(column)
         if bad.any():
             raise _first_bad(feature, column, bad, "finite numbers")
@@ -490,4 +521,4 @@ def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
             bad,
             f"ids in 0..{feature.vocabulary_size - 1}, or {PADDING} for a missing value",
         )
-    return column.astype(np.int32)
+    return column.astype(np.int32, copy=False)

@@ -7,12 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from keras_exfm.features import PADDING, Numeric, Schema
+from keras_exfm.features import Schema
+from keras_exfm.streaming._blocks import Batch, BlockBuilder, Place, padding_of
 from keras_exfm.streaming._progress import Position
 from keras_exfm.streaming.columns import StreamError
 from keras_exfm.streaming.stream import Stream, as_stream
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
-
-Batch = dict[str, np.ndarray]
-# Batches that go to TensorFlow at once, at most.
-_BLOCK = 16
 
 
 def read(
@@ -179,49 +176,36 @@ def read(
                 return
             now = stream.newest()
 
-    def batches(start: Position) -> Iterator[tuple[Position, Batch, bool]]:
+    def blocks(start: Position) -> Iterator[tuple[list[Position], Batch]]:
         number = start.batches
         for repeat in range(start.repeat, epochs):
             first = start.hour if repeat == start.repeat else None
-            empty = first is None
-            for hour, row, batch, ends in _batches(
+            for places, block in _blocks(
                 (
                     arriving(first)
                     if follow
                     else ((stream, h) for h in chosen if first is None or h >= first)
                 ),
-                schema,
+                BlockBuilder(schema, batch_size),
                 columns,
                 verticals,
-                batch_size,
                 pad,
+                drop_remainder,
                 0 if first is None else start.row,
+                follow,
+                None
+                if follow or first is not None
+                else f"{stream.path}: no row of vertical {vertical!r} in hours "
+                f"{chosen[0]}..{chosen[-1]}",
             ):
-                empty = False
-                if len(batch["label"]) < batch_size:
-                    if drop_remainder:
-                        continue
-                    batch = pad_batch(batch, schema, batch_size)
-                number += 1
-                yield Position(number, repeat, hour, row), batch, ends
-            if empty and not follow:
-                raise StreamError(
-                    f"{stream.path}: no row of vertical {vertical!r} in hours "
-                    f"{chosen[0]}..{chosen[-1]}"
+                yield (
+                    [
+                        Position(number + i, repeat, hour, row)
+                        for i, (hour, row) in enumerate(places, 1)
+                    ],
+                    block,
                 )
-
-    def blocks(start: Position) -> Iterator[tuple[list[Position], Batch]]:
-        """Batches of one chunk together: each step from Python to TensorFlow costs a while."""
-        places: list[Position] = []
-        held: list[Batch] = []
-        for place, batch, ends in batches(start):
-            places.append(place)
-            held.append(batch)
-            if ends or len(held) == _BLOCK:
-                yield places, _stacked(held)
-                places, held = [], []
-        if held:
-            yield places, _stacked(held)
+                number += len(places)
 
     def generate() -> Iterator[tuple[Batch, Batch, np.ndarray]]:
         if progress is None:
@@ -271,14 +255,9 @@ def pad_batch(batch: Batch, schema: Schema, size: int) -> Batch:
     rows = len(next(iter(batch.values())))
     if rows == size:
         return batch
-    numbers = {f.name for f in schema if isinstance(f, Numeric)} | {"label", "weight"}
     padded = {}
     for name, column in batch.items():
-        fill: Any = (
-            np.nan if column.dtype.kind == "f" else "" if column.dtype == object else PADDING
-        )
-        if name in numbers:
-            fill = 0
+        fill = padding_of(name, column.dtype, schema)
         tail = np.full((size - rows, *column.shape[1:]), fill, column.dtype)
         padded[name] = np.concatenate([column, tail])
     return padded
@@ -293,12 +272,6 @@ def split(
     return features, labels, batch["weight"]
 
 
-def _stacked(batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return {name: column[None] for name, column in batches[0].items()}
-    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-
-
 def _waited(seconds: float, stop: Callable[[], bool] | None) -> bool:
     """Waits; `False` as soon as `stop` says so, or the program ends."""
     until = time.monotonic() + seconds
@@ -309,43 +282,56 @@ def _waited(seconds: float, stop: Callable[[], bool] | None) -> bool:
     return stop is None or not stop()
 
 
-def _batches(
+def _blocks(
     hours: Iterable[tuple[Stream, int]],
-    schema: Schema,
+    builder: BlockBuilder,
     columns: Sequence[str],
     verticals: Sequence[str] | None,
-    size: int,
     pad: str,
+    drop_remainder: bool,
     skip: int,
-) -> Iterator[tuple[int, int, Batch, bool]]:
-    """Batches, each with the place after it: its hour and the rows of this hour up to there.
+    at_once: bool,
+    needs_rows: str | None,
+) -> Iterator[tuple[list[Place], Batch]]:
+    """Blocks of batches, each batch with the place after it: its hour and this hour's rows so far.
 
-    The last element tells whether the next batch needs more to be read.
-
-    `skip` rows of the first hour are left out.
+    Args:
+        hours: The hours, each with the stream that has it.
+        builder: What the batches are built in.
+        columns: As in `read`.
+        verticals: As in `read`.
+        pad: As in `read`.
+        drop_remainder: As in `read`.
+        skip: Rows of the first hour that are left out.
+        at_once: Whether batches are handed out before the next hour is asked for.
+        needs_rows: Error if there are no rows; `None`: none.
     """
-    rest: Batch | None = None
+    found = False
     hour = row = 0
-    for stream, hour in hours:
-        row, skip = skip, 0
-        for chunk in stream.chunks(hour, schema, columns, verticals, row):
-            # The place of the chunk's first row, minus what earlier chunks or hours left.
-            first = row
-            row += len(chunk["label"])
-            if rest is not None:
-                first -= len(rest["label"])
-                chunk = {name: np.concatenate([rest[name], chunk[name]]) for name in chunk}
-            rows = len(chunk["label"])
-            whole = rows - rows % size
-            for start in range(0, whole, size):
-                batch = {name: column[start : start + size] for name, column in chunk.items()}
-                yield hour, first + start + size, batch, start + size == whole
-            rest = {n: column[whole:] for n, column in chunk.items()} if whole < rows else None
-        if pad == "hour" and rest is not None:
-            yield hour, row, rest, True
-            rest = None
-    if rest is not None:
-        yield hour, row, rest, True
+    try:
+        for stream, hour in hours:
+            row, skip = skip, 0
+            for chunk in stream.chunks(hour, builder.schema, columns, verticals, row):
+                rows, start, found = len(chunk["label"]), 0, True
+                while start < rows:
+                    start += builder.add(chunk, start, hour, row)
+                    if builder.is_full:
+                        yield builder.take()
+                row += rows
+            if pad == "hour":
+                builder.end(hour, row, drop_remainder)
+            if builder.batches and (at_once or builder.is_full):
+                yield builder.take()
+    except Exception:
+        # What was read before the fault is good.
+        if builder.batches:
+            yield builder.take()
+        raise
+    builder.end(hour, row, drop_remainder)
+    if builder.batches:
+        yield builder.take()
+    if not found and needs_rows is not None:
+        raise StreamError(needs_rows)
 
 
 def _tf_spec(stream: Stream, name: str, rows: int) -> tf.TensorSpec:

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keras_exfm.features import Schema, SchemaError
+from keras_exfm.streaming._ahead import ahead
 from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter, commit_hour, is_ours
 from keras_exfm.streaming.columns import (
     Columns,
@@ -29,7 +30,8 @@ from keras_exfm.streaming.columns import (
 SCHEMA_KEY = "keras_exfm.schema"
 """Table property that holds the features, `Schema.to_dict` as JSON."""
 
-_CHUNK_ROWS = 65_536
+# What a chunk's columns need on their way fits in a processor's cache.
+_CHUNK_ROWS = 16_384
 _COMMIT_ATTEMPTS = 5
 
 
@@ -208,7 +210,11 @@ class Stream:
         wanted = dict.fromkeys([*schema.names, *own, *(["vertical"] if verticals else [])])
         # Which rows belong to a vertical shows only when they are read.
         unseen = 0 if verticals else skip
-        for file, start, batch in self._batches(hour, list(wanted), unseen):
+        found = self._batches(hour, list(wanted), unseen)
+        if self.rows(hour) - unseen > _CHUNK_ROWS:
+            # The next rows are decoded while these are encoded.
+            found = ahead(found, depth=2)
+        for file, start, batch in found:
             rows = f"{file} (hour {hour}, rows {start}..{start + len(batch) - 1})"
             if verticals:
                 chosen = pc.is_in(batch.column("vertical"), pa.array(verticals, pa.string()))
@@ -226,9 +232,10 @@ class Stream:
                     chunk[name] = own_column(batch.column(name), self.vector_size(name))
             except SchemaError as error:
                 raise StreamError(f"{rows}: {error}") from error
-            if not np.isin(chunk["label"], (0, 1)).all():
-                bad = chunk["label"][~np.isin(chunk["label"], (0, 1))][0]
-                raise StreamError(f"{rows}: Column 'label': expected 0 or 1. Received {bad!r}")
+            bad = (chunk["label"] != 0) & (chunk["label"] != 1)
+            if bad.any():
+                received = chunk["label"][bad][0]
+                raise StreamError(f"{rows}: Column 'label': expected 0 or 1. Received {received!r}")
             chunk.setdefault("weight", np.ones(len(batch), np.float32))
             if "hour" in columns:
                 chunk["hour"] = np.full(len(batch), hour, np.int64)
