@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ class HourJoin:
     """Joins hour after hour; what several hours need is kept in the database.
 
     Impressions, events and predictions are scanned, joined and sorted out of core: what does not
-    fit in `memory_limit` goes to `temp_directory`.
+    fit in `memory_limit` goes to `temp_directory`. One thread may join labels while another one
+    reads rows without labels, or checks an hour.
 
     Args:
         source: Folder or URL with `impressions/` and the tasks' folders.
@@ -99,6 +101,8 @@ class HourJoin:
             "CREATE TABLE ids (hour BIGINT, example_id BIGINT, timestamp BIGINT)"
         )
         self._known: set[int] = set()
+        # A connection serves one thread at a time.
+        self._lock = threading.RLock()
 
     @property
     def reach(self) -> int:
@@ -140,16 +144,18 @@ class HourJoin:
             StreamError: For a missing value, a time of another hour, or an id that an impression
                 of this hour or of one within reach has as well.
         """
-        part = self._remember(hour)
-        oldest = hour - self.reach
-        self._remember_before(hour, self.reach)
-        self._refuse_repeats(hour, oldest, part)
+        with self._lock:
+            part = self._remember(hour)
+            oldest = hour - self.reach
+            self._remember_before(hour, self.reach)
+            self._refuse_repeats(hour, oldest, part)
         return part.rows
 
     def forget(self, before: int) -> None:
         """Drops what is kept of the hours before one."""
-        self._database.execute("DELETE FROM ids WHERE hour < ?", [before])
-        self._known = {h for h in self._known if h >= before}
+        with self._lock:
+            self._database.execute("DELETE FROM ids WHERE hour < ?", [before])
+            self._known = {h for h in self._known if h >= before}
 
     def audit(self, hour: int, task: LabelTask) -> tuple[dict[str, int], pa.Table]:
         """What became of the events that the hour's impressions could have.
@@ -161,22 +167,23 @@ class HourJoin:
             `late`, `early`, `duplicate`, `orphan`, `out_of_order` -> count; and those events:
             `example_id`, `timestamp`, `label`, `task`, `reason`, `partition`, `used`.
         """
-        if hour in self.hours():
-            self._remember(hour)
-        self._remember_before(hour, task.reach)
-        self._match(hour, task, orphans=True)
-        found = self._database.sql(
-            f"""
-            SELECT example_id, timestamp, label, '{task.name}' AS task, reason,
-                   part AS partition, false AS used
-            FROM matched WHERE reason <> 'used'
-            UNION ALL
-            SELECT example_id, timestamp, label, '{task.name}', 'out_of_order', part,
-                   reason = 'used'
-            FROM matched WHERE timestamp // {MS_PER_HOUR} <> part
-            ORDER BY ALL
-            """
-        ).to_arrow_table()
+        with self._lock:
+            if hour in self.hours():
+                self._remember(hour)
+            self._remember_before(hour, task.reach)
+            self._match(hour, task, orphans=True)
+            found = self._database.sql(
+                f"""
+                SELECT example_id, timestamp, label, '{task.name}' AS task, reason,
+                       part AS partition, false AS used
+                FROM matched WHERE reason <> 'used'
+                UNION ALL
+                SELECT example_id, timestamp, label, '{task.name}', 'out_of_order', part,
+                       reason = 'used'
+                FROM matched WHERE timestamp // {MS_PER_HOUR} <> part
+                ORDER BY ALL
+                """
+            ).to_arrow_table()
         reasons = found.column("reason").to_pylist()
         return {reason: reasons.count(reason) for reason in REASONS}, found
 
@@ -206,18 +213,20 @@ class HourJoin:
         """
         part = self.partition(hour)
         # A connection of its own, which can be left before the rows are all read.
-        cursor = self._database.cursor()
+        with self._lock:
+            cursor = self._database.cursor()
         cursor.register("impressions", part.dataset())
         names = part.schema.names if columns is None else columns
         chosen = [f"i.{_quoted(name)}" for name in names if name != "hour"]
         joins = []
         for number, task in enumerate(tasks):
-            self._remember(hour)
-            self._match(hour, task, orphans=False)
-            self._database.execute(
-                f"CREATE OR REPLACE TABLE labels{number} AS SELECT example_id, max(label) AS "
-                "label FROM matched WHERE reason = 'used' GROUP BY example_id"
-            )
+            with self._lock:
+                self._remember(hour)
+                self._match(hour, task, orphans=False)
+                self._database.execute(
+                    f"CREATE OR REPLACE TABLE labels{number} AS SELECT example_id, max(label) AS "
+                    "label FROM matched WHERE reason = 'used' GROUP BY example_id"
+                )
             name = "label" if number == 0 else f"label_{task.name}"
             chosen.append(f"coalesce(l{number}.label, 0)::FLOAT AS {_quoted(name)}")
             joins.append(

@@ -139,10 +139,10 @@ class Predictions:
 
     def dataset(self, hour: int) -> pads.Dataset | None:
         """One hour's rows to scan; `None` if it has none."""
-        files = self._files(hour)
+        table = self.table()
+        files = _files_of(table, hour)
         if not files:
             return None
-        table = self.table()
         options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
         return pads.dataset(
             files,
@@ -185,18 +185,18 @@ class Predictions:
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size)
         return rows.set_column(rows.column_names.index(_VECTOR), _VECTOR, lists)
 
-    def _files(self, hour: int) -> list[str]:
-        table = self.table()
-        if table is None:
-            return []
-        actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
-        hours = actions.get("partition.hour", [])
-        return sorted(path for at, path in zip(hours, actions["path"]) if int(at) == hour)
-
     def _has(self, hour: int, writer: HourWriter) -> bool:
         """Whether a commit that ended in an error was one all the same."""
         try:
-            return bool(set(writer.files) & set(self._files(hour)))
+            return bool(set(writer.files) & set(_files_of(self.table(), hour)))
         except Exception:
             # Unknown: files that are nobody's go with the next `vacuum`.
             return True
+
+
+def _files_of(table: Any, hour: int) -> list[str]:
+    if table is None:
+        return []
+    actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
+    hours = actions.get("partition.hour", [])
+    return sorted(path for at, path in zip(hours, actions["path"]) if int(at) == hour)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -66,7 +69,8 @@ class Worker:
     time, an hour after the task's window, when late ones are known. Each unit is one Delta commit
     with an application transaction, or files of fixed names and content: so any number of workers
     may run one job, and one that is killed at any moment may be started again; nothing is lost or
-    doubled. (Two workers that race may both score an hour; one of them commits.)
+    doubled. (Two workers that race may both score an hour; one of them commits.) An hour is scored
+    while the one before it is emitted and audited.
 
     Args:
         job: The job.
@@ -126,6 +130,7 @@ class Worker:
         self.predictions = Predictions(job.predictions, size, job.output_options or None)
         self.side = SideOutput(job.side, (job.side_options or None))
         self._checked: set[int] = set()
+        self._left = threading.Event()
 
     def close(self) -> None:
         """Stops the engine's processes."""
@@ -140,19 +145,40 @@ class Worker:
                 labels may still come. Defaults to `False`.
 
         Returns:
-            What was done. None of a unit that fails; those before it stay committed.
+            What was done. None of a unit that fails; those before it stay committed, and the next
+            hour's predictions may be.
         """
         return list(self.steps(ended))
 
     def steps(self, ended: bool = False) -> Iterator[Step]:
-        """As `run`, a unit at a time."""
-        for kind, name, hour in self.due(ended):
-            begun = time.monotonic()
-            step = getattr(self, f"_{kind}")(hour, name)
-            step = dataclasses.replace(step, seconds=time.monotonic() - begun)
-            if self.on_step is not None:
-                self.on_step(step)
-            yield step
+        """As `run`, a unit at a time, in the order of `due`.
+
+        While a unit's step is looked at, and while rows are emitted, the next hour is scored: a
+        teacher leaves processors idle, or needs none. Left early, this gives that hour up.
+        """
+        units = self.due(ended)
+        coming = collections.deque(unit for unit in units if unit[0] == "score")
+        self._left.clear()
+        with ThreadPoolExecutor(1, "score") as pool:
+            scored = pool.submit(self._timed, *coming.popleft()) if coming else None
+            try:
+                for unit in units:
+                    if unit[0] == "score":
+                        assert scored is not None
+                        step = scored.result()
+                        scored = pool.submit(self._timed, *coming.popleft()) if coming else None
+                    else:
+                        step = self._timed(*unit)
+                    if self.on_step is not None:
+                        self.on_step(step)
+                    yield step
+            finally:
+                self._left.set()
+
+    def _timed(self, kind: Kind, name: str, hour: int) -> Step:
+        begun = time.monotonic()
+        step: Step = getattr(self, f"_{kind}")(hour, name)
+        return dataclasses.replace(step, seconds=time.monotonic() - begun)
 
     def due(self, ended: bool = False) -> list[tuple[Kind, str, int]]:
         """The units that can be done now, in the order in which they are."""
@@ -222,6 +248,8 @@ class Worker:
 
         def batches() -> Iterator[pa.Table]:
             for scored in self._scored(engine, hour):
+                if self._left.is_set():
+                    raise StreamError(f"{self.join.where(hour)}: given up while it was scored.")
                 told.not_finite += scored.not_finite
                 told.teacher(scored.rows)
                 yield scored.rows

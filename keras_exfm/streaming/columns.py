@@ -110,7 +110,8 @@ def prepare_hour(data: Columns, hour: int, schema: Schema) -> pa.Table:
         f"milliseconds of hour {hour} ({hour * MS_PER_HOUR}..{(hour + 1) * MS_PER_HOUR - 1})",
     )
     example_id = stored["example_id"].to_numpy()
-    order = np.lexsort((example_id, timestamp))
+    later, same = timestamp[1:] > timestamp[:-1], timestamp[1:] == timestamp[:-1]
+    in_order = (later | (same & (example_id[1:] > example_id[:-1]))).all()
     ordered = np.sort(example_id)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
@@ -129,7 +130,9 @@ def prepare_hour(data: Columns, hour: int, schema: Schema) -> pa.Table:
     for name, size in sizes.items():
         field = table.schema.field(name).with_metadata({_SIZE_KEY: str(size)})
         table = table.cast(table.schema.set(table.schema.get_field_index(name), field))
-    return table.take(pa.array(order)).combine_chunks()
+    if not in_order:
+        table = table.take(pa.array(np.lexsort((example_id, timestamp))))
+    return table.combine_chunks()
 
 
 def raw_feature(column: pa.Array | pa.ChunkedArray, feature: Feature) -> np.ndarray:

@@ -151,7 +151,8 @@ def test_a_snapshot_that_is_removed_while_it_is_needed(tmp_path):
     teacher = {"snapshots": str(tmp_path / "teachers"), "workers": 0}
     kept = tmp_path / "kept"
     shutil.copytree(tmp_path / "teachers", kept)
-    worker = Worker(made.job(tmp_path, teacher=teacher))
+    # Hour 7 would be scored while hour 6 is emitted.
+    worker = Worker(made.job(tmp_path, teacher=teacher), hours=(None, 6))
     steps = worker.steps(ended=True)
     while (step := next(steps)).kind != "score" or step.hour < 6:
         pass

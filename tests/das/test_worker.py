@@ -1,6 +1,7 @@
 """The worker against plain restatements: labels, emission, audits, scoring once."""
 
 import shutil
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 
 import keras_exfm as kx
 from keras_exfm.das import JobError, Worker
+from keras_exfm.das.engines.engine import InlineEngine, teacher_settings
 from keras_exfm.streaming import MS_PER_HOUR, StreamError, partitions
 from tests.das import made
 
@@ -279,3 +281,56 @@ def test_rows_without_a_finite_logit_have_no_teacher(tmp_path, data):
     dataset = kx.streaming.read(tmp_path / "out" / "all", batch_size=200)
     _, y, _ = next(iter(dataset))
     assert np.isnan(y["teacher_logit"].numpy()).sum() == len(negative)
+
+
+class Held(InlineEngine):
+    """Scores the first hour at once and each later one when it is told to."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.started, self.go, self.hours = threading.Event(), threading.Event(), 0
+
+    def score(self, chunks, where):
+        self.hours += 1
+        if self.hours > 1:
+            self.started.set()
+            assert self.go.wait(30)
+        return super().score(chunks, where)
+
+
+def held(root):
+    job = made.job(root)
+    engine = Held(teacher_settings(job, job.schema_of_features()))
+    return Worker(job, engine=engine), engine
+
+
+def test_an_hour_is_scored_while_the_one_before_is_emitted(tmp_path, data):
+    worker, engine = held(tmp_path)
+    steps = worker.steps(ended=True)
+    first = next(step for step in steps if step.kind == "score")
+    assert engine.started.wait(30)
+    emitted = [next(steps) for _ in made.VERTICALS]
+    assert {(step.kind, step.hour) for step in emitted} == {("emit", first.hour)}
+    assert sorted(worker.predictions.hours()) == [first.hour]
+    engine.go.set()
+    order = [first, *emitted, *steps]
+    units = [(step.hour, step.kind) for step in order if step.kind in ("score", "emit")]
+    assert units == sorted(units, key=lambda unit: (unit[0], unit[1] != "score"))
+    assert_streams(tmp_path, data)
+
+
+def test_an_hour_that_is_scored_when_the_worker_is_left_is_given_up(tmp_path, data):
+    worker, engine = held(tmp_path)
+    steps = worker.steps(ended=True)
+    first = next(step for step in steps if step.kind == "score")
+    assert engine.started.wait(30)
+    leaving = threading.Thread(target=steps.close)
+    leaving.start()
+    assert worker._left.wait(30)
+    engine.go.set()
+    leaving.join(30)
+    assert sorted(worker.predictions.hours()) == [first.hour]
+    files = sorted((tmp_path / "out" / "predictions").glob("hour=*/*.parquet"))
+    assert [file.parent.name for file in files] == [f"hour={first.hour}"]
+    worker.run(ended=True)
+    assert_streams(tmp_path, data)
