@@ -31,6 +31,15 @@ def unit_counts(name: str, value: Any, *, minimum_length: int = 0) -> tuple[int,
     return tuple(positive_int(f"{name}[{i}]", u) for i, u in enumerate(units))
 
 
+def probability(name: str, value: Any) -> float:
+    """A number strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ValueError(
+            f"`{name}` should be a probability between 0 and 1. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """`value` if it is one of `allowed`."""
     if value not in allowed:

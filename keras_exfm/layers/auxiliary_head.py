@@ -93,11 +93,7 @@ class AuxiliaryHead(keras.layers.Layer):
         self.label_scale = _loss_checks.scale("label_scale", label_scale, positive=True)
         self.gradient_scale = _loss_checks.schedule("gradient_scale", gradient_scale)
         self.output_initializer = keras.initializers.get(output_initializer)
-        if prior is not None and not 0 < prior < 1:
-            raise ValueError(
-                f"`prior` should be a probability between 0 and 1. Received: prior={prior!r}"
-            )
-        self.prior = None if prior is None else float(prior)
+        self.prior = None if prior is None else _checks.probability("prior", prior)
         self._loss = TeacherCrossentropy(self.label_scale)
         self.mlp: Any = None
 

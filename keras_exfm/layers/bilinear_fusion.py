@@ -32,6 +32,7 @@ class BilinearFusion(keras.layers.Layer):
         num_heads: Number of parts. Defaults to `1`.
         kernel_initializer: Initializer of `(u, v)` and of all `W_h` as one array. Defaults to
             `"glorot_uniform"`.
+        bias_initializer: Initializer of `b`. Defaults to `"zeros"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -52,6 +53,7 @@ class BilinearFusion(keras.layers.Layer):
         first: int,
         num_heads: int = 1,
         kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -63,6 +65,7 @@ class BilinearFusion(keras.layers.Layer):
                 f"Received: first={first}, num_heads={num_heads}"
             )
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
         self.linear: keras.layers.Layer | None = None
         self.bilinear: Any = None
 
@@ -84,6 +87,7 @@ class BilinearFusion(keras.layers.Layer):
         self.linear = keras.layers.Dense(
             1,
             kernel_initializer=clone_initializer(self.kernel_initializer),
+            bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,
             name="linear",
         )
@@ -119,4 +123,5 @@ class BilinearFusion(keras.layers.Layer):
             "first": self.first,
             "num_heads": self.num_heads,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }

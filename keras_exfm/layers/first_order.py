@@ -33,6 +33,7 @@ class FirstOrder(keras.layers.Layer):
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives.
         use_bias: Whether to add `b`. Defaults to `True`.
         embeddings_initializer: Initializer of `w`. Defaults to `"zeros"`.
+        bias_initializer: Initializer of `b`. Defaults to `"zeros"`.
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
         optimizer: See `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         **kwargs: `name`, `dtype` and `trainable` of `keras.layers.Layer`.
@@ -57,6 +58,7 @@ class FirstOrder(keras.layers.Layer):
         schema: Schema | Mapping[str, Any],
         use_bias: bool = True,
         embeddings_initializer: Any = "zeros",
+        bias_initializer: Any = "zeros",
         embeddings_regularizer: Any = None,
         optimizer: Any = "rowwise_adagrad",
         **kwargs: Any,
@@ -69,6 +71,7 @@ class FirstOrder(keras.layers.Layer):
         self.schema = schema
         self.use_bias = use_bias
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embedding: FeatureEmbedding | None = None
         if schema.sparse:
@@ -96,7 +99,7 @@ class FirstOrder(keras.layers.Layer):
             )
             self.numeric.build((None, sum(feature.size for feature in self.schema.numeric)))
         if self.use_bias:
-            self.bias = self.add_weight(shape=(1,), initializer="zeros", name="bias")
+            self.bias = self.add_weight(shape=(1,), initializer=self.bias_initializer, name="bias")
         hand_down_trainable(self)
         self.built = True
 
@@ -127,6 +130,7 @@ class FirstOrder(keras.layers.Layer):
             "schema": self.schema.to_dict(),
             "use_bias": self.use_bias,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
             "optimizer": embedding.get("optimizer"),
         }

@@ -56,12 +56,14 @@ class RankingModel(keras.Model):
         self,
         inputs: Any,
         outputs: Any,
+        prior: float | None = None,
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,
     ) -> None:
         # Keras' functional models drop arguments that they do not know, so none is passed through.
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        self.prior = prior
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
 
@@ -93,6 +95,7 @@ class RankingModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """The arguments that every model has."""
         return {
+            "prior": self.prior,
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),

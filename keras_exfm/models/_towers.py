@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 
+from keras_exfm.layers import _checks
 from keras_exfm.models._ranking_model import LOGIT, loud_relu
 
 
@@ -41,9 +43,24 @@ def dnn(
     return x
 
 
-def summed_logit(representation: Any, others: list[Any]) -> Any:
+def start(prior: float | None) -> dict[str, Any]:
+    """Initializers of a serving head's kernel and bias.
+
+    With a `prior` every logit starts there. Without one, a head on a normalized representation
+    starts with logits of about unit spread around 0; the large gradients of the first steps, all
+    of one sign, then stay in Adagrad's accumulators.
+    """
+    if prior is None:
+        return {"kernel_initializer": "glorot_uniform", "bias_initializer": "zeros"}
+    prior = _checks.probability("prior", prior)
+    constant = keras.initializers.Constant(math.log(prior / (1 - prior)))
+    return {"kernel_initializer": "zeros", "bias_initializer": constant}
+
+
+def summed_logit(representation: Any, others: list[Any], prior: float | None = None) -> Any:
     """A linear function of the representation, plus other logits, in float32."""
+    label = LOGIT if not others else "representation-logit"
+    own = keras.layers.Dense(1, **start(prior), dtype="float32", name=label)(representation)
     if not others:
-        return keras.layers.Dense(1, dtype="float32", name=LOGIT)(representation)
-    own = keras.layers.Dense(1, dtype="float32", name="representation-logit")(representation)
+        return own
     return keras.layers.Add(dtype="float32", name=LOGIT)([own, *others])

@@ -11,13 +11,12 @@ from keras_exfm.features import Schema
 from keras_exfm.layers import CrossLayer, FeatureEmbedding, _checks
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
-    LOGIT,
     REPRESENTATION,
     RankingModel,
     as_schema,
     plain,
 )
-from keras_exfm.models._towers import dnn
+from keras_exfm.models._towers import dnn, summed_logit
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -55,6 +54,9 @@ class DCNv2(RankingModel):
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
+        prior: Mean label that the model starts with, such as the click rate: the serving head's
+            kernel starts at zeros and its bias at `log(prior / (1 - prior))`. Defaults to `None`:
+            a random kernel and no bias.
         optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -93,6 +95,7 @@ class DCNv2(RankingModel):
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
         embeddings_regularizer: Any = None,
+        prior: float | None = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -129,8 +132,8 @@ class DCNv2(RankingModel):
         if parallel_units:
             beside = dnn(x0, parallel_units, "parallel", dropout, batch_norm, dtype)
             x = keras.layers.Concatenate(dtype=dtype, name=REPRESENTATION)([x, beside])
-        outputs = keras.layers.Dense(1, dtype="float32", name=LOGIT)(x)
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        outputs = summed_logit(x, [], prior)
+        super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim

@@ -17,7 +17,7 @@ from keras_exfm.models._ranking_model import (
     as_schema,
     plain,
 )
-from keras_exfm.models._towers import dnn
+from keras_exfm.models._towers import dnn, start
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -55,6 +55,9 @@ class FinalMLP(RankingModel):
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
+        prior: Mean label that the model starts with, such as the click rate: the serving head's
+            kernel starts at zeros and its bias at `log(prior / (1 - prior))`. Defaults to `None`:
+            a random kernel and no bias.
         optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -97,6 +100,7 @@ class FinalMLP(RankingModel):
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
         embeddings_regularizer: Any = None,
+        prior: float | None = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -145,10 +149,10 @@ class FinalMLP(RankingModel):
         x1 = dnn(x1, mlp1_units, "mlp1", mlp1_dropout, batch_norm, dtype)
         x2 = dnn(x2, mlp2_units, "mlp2", mlp2_dropout, batch_norm, dtype)
         x = keras.layers.Concatenate(dtype=dtype, name=REPRESENTATION)([x1, x2])
-        outputs = BilinearFusion(mlp1_units[-1], num_heads=num_heads, dtype="float32", name=LOGIT)(
-            x
-        )
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        outputs = BilinearFusion(
+            mlp1_units[-1], num_heads=num_heads, **start(prior), dtype="float32", name=LOGIT
+        )(x)
+        super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim

@@ -10,6 +10,7 @@ import keras
 from keras_exfm.features import Schema
 from keras_exfm.layers import FactorizationMachine, FeatureEmbedding, FirstOrder
 from keras_exfm.models._ranking_model import EMBEDDING, LOGIT, RankingModel, as_schema
+from keras_exfm.models._towers import start
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -30,6 +31,8 @@ class FM(RankingModel):
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
+        prior: Mean label that the model starts with, such as the click rate: the bias starts at
+            `log(prior / (1 - prior))`. Defaults to `None`: no bias.
         optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -60,6 +63,7 @@ class FM(RankingModel):
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
         embeddings_regularizer: Any = None,
+        prior: float | None = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -84,12 +88,13 @@ class FM(RankingModel):
         linear = FirstOrder(
             schema,
             embeddings_regularizer=embeddings_regularizer,
+            bias_initializer=start(prior)["bias_initializer"],
             optimizer=optimizer,
             dtype="float32",
             name="first-order",
         )(inputs)
         outputs = keras.layers.Add(dtype="float32", name=LOGIT)([linear, pairs])
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim

@@ -10,6 +10,7 @@ import keras
 from keras_exfm.features import Schema
 from keras_exfm.layers import FirstOrder
 from keras_exfm.models._ranking_model import LOGIT, RankingModel, as_schema
+from keras_exfm.models._towers import start
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -26,6 +27,8 @@ class LogisticRegression(RankingModel):
         schema: A `keras_exfm.Schema`, or what its `to_dict` gives. No feature may be called
             "representation" or "serving".
         embeddings_regularizer: Of the weight table, see `FeatureEmbedding`. Defaults to `None`.
+        prior: Mean label that the model starts with, such as the click rate: the bias starts at
+            `log(prior / (1 - prior))`. Defaults to `None`: no bias.
         optimizer: Of the weight table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -54,6 +57,7 @@ class LogisticRegression(RankingModel):
         self,
         schema: Schema | Mapping[str, Any],
         embeddings_regularizer: Any = None,
+        prior: float | None = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -64,11 +68,12 @@ class LogisticRegression(RankingModel):
         outputs = FirstOrder(
             schema,
             embeddings_regularizer=embeddings_regularizer,
+            bias_initializer=start(prior)["bias_initializer"],
             optimizer=optimizer,
             dtype="float32",
             name=LOGIT,
         )(inputs)
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)

@@ -11,14 +11,13 @@ from keras_exfm.features import Schema
 from keras_exfm.layers import FeatureEmbedding, FieldwiseLayerNormalization, MaskBlock, _checks
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
-    LOGIT,
     REPRESENTATION,
     RankingModel,
     as_schema,
     loud_relu,
     plain,
 )
-from keras_exfm.models._towers import dnn
+from keras_exfm.models._towers import dnn, summed_logit
 
 STRUCTURES = ("serial", "parallel")
 
@@ -56,6 +55,9 @@ class MaskNet(RankingModel):
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
+        prior: Mean label that the model starts with, such as the click rate: the serving head's
+            kernel starts at zeros and its bias at `log(prior / (1 - prior))`. Defaults to `None`:
+            a random kernel and no bias.
         optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -95,6 +97,7 @@ class MaskNet(RankingModel):
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
         embeddings_regularizer: Any = None,
+        prior: float | None = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -148,8 +151,8 @@ class MaskNet(RankingModel):
                 [block(i, u) for i in range(len(block_units))]
             )
         x = dnn(x, dnn_units, "dnn", dropout, False, dtype, last=REPRESENTATION)
-        outputs = keras.layers.Dense(1, dtype="float32", name=LOGIT)(x)
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        outputs = summed_logit(x, [], prior)
+        super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim

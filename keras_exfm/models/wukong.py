@@ -82,6 +82,9 @@ class Wukong(RankingModel):
         numeric_embeddings: See `FeatureEmbedding`. Defaults to `1`.
         embeddings_initializer: See `FeatureEmbedding`. Defaults to `None`.
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
+        prior: Mean label that the model starts with, such as the click rate: the serving head's
+            kernel starts at zeros and its bias at `log(prior / (1 - prior))`. Defaults to `None`:
+            a random kernel and no bias.
         optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -126,6 +129,7 @@ class Wukong(RankingModel):
         numeric_embeddings: int = 1,
         embeddings_initializer: Any = None,
         embeddings_regularizer: Any = None,
+        prior: float | None = None,
         optimizer: Any = "rowwise_adagrad",
         dtype: Any = None,
         name: str | None = None,
@@ -169,8 +173,8 @@ class Wukong(RankingModel):
             )(x)
         x = keras.layers.Flatten(dtype=dtype, name="flat-interactions")(x)
         x = dnn(x, head_units, "head", head_dropout, head_batch_norm, dtype, last=REPRESENTATION)
-        outputs = summed_logit(x, [])
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        outputs = summed_logit(x, [], prior)
+        super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
         self.schema = schema
         self.dim = dim
