@@ -31,8 +31,8 @@ START_HOUR = 473_352
 """2024-01-01 00:00 UTC, the hour that a synthetic stream begins with."""
 CONVERSIONS = "conversions"
 """Folder of a synthetic stream's conversion events."""
-CONVERSION_TRUTH = "true_conversion_probability"
-"""Folder of what their probabilities were, in the form of label events."""
+CONVERSION_TRUTH = "true_probability_conversion"
+"""Column of the impressions: what the probability of a conversion was."""
 
 _EFFECTS = {"main": 0.5, "pair": 0.7, "third": 0.3, "history": 0.3, "numeric": 0.4}
 _CONVERSION_EFFECTS = {"pair": 0.6, "intent": 0.6, "main": 0.5, "price": 0.4}
@@ -78,10 +78,8 @@ class SyntheticAds:
     A conversion's event comes after an exponential delay from the click, within
     `conversion_window_hours` of the impression. A task that is learned on all impressions has the
     label "clicked and converted within the window", whose probability is
-    `sigmoid(z) sigmoid(c)`. It lies in a folder of its own, `true_conversion_probability/`, in the
-    form of label events: `label` is the probability, `timestamp` the impression's. (A labelled
-    stream has a column for the truth of one task only.) Conversions add files and change none:
-    impressions and clicks of a seed are the same with them and without.
+    `sigmoid(z) sigmoid(c)`, the impressions' column `true_probability_conversion`. All else of the
+    impressions and the clicks of a seed is the same with conversions and without.
 
     Hours depend on `seed` and on the hours before them, not on how many follow.
 
@@ -255,7 +253,7 @@ class SyntheticAds:
     def write(self, path: str | os.PathLike[str], progress: Progress | None = None) -> DatasetInfo:
         """Writes `impressions/`, `labels/` and `dataset.json`.
 
-        With conversions, also `conversions/` and `true_conversion_probability/`.
+        With conversions, also `conversions/`.
 
         A repeated call completes what a stopped one left, and does nothing when all is there.
 
@@ -326,9 +324,10 @@ class SyntheticAds:
                 if later is not None:
                     probability, events = later
                     conversions.append(events)
-                    tables[CONVERSION_TRUTH] = impressions.select(
-                        ["example_id", "timestamp"]
-                    ).append_column("label", pa.array(probability))
+                    at = impressions.column_names.index("true_probability") + 1
+                    tables[IMPRESSIONS] = impressions.add_column(
+                        at, CONVERSION_TRUTH, pa.array(probability)
+                    )
             if index < self.hours + self.label_window_hours:
                 due, clicks = _due(clicks, index)
                 # Known from the next hour on.

@@ -43,7 +43,7 @@ _OWN: dict[str, tuple[pa.DataType, bool, bool]] = {
 _TEACHER = ("teacher_logit", "teacher_snapshot", "teacher_age_s")
 # A further task or teacher has a column of its own, `label_<task>` or `teacher_logit_<name>`, which
 # may be missing and may hold nulls: not every task's label is known of every row.
-_NAMED = ("label", "teacher_logit", "teacher_age_s")
+_NAMED = ("label", "true_probability", "teacher_logit", "teacher_age_s")
 # Vectors are stored as bytes of little-endian float16: Delta has neither half floats nor lists of
 # a fixed size, and Parquet would widen int16 and int8 to 4 bytes.
 _VECTOR = "teacher_representation"
@@ -414,7 +414,7 @@ def _own_column(name: str, column: pa.Array) -> pa.Array:
     if pa.types.is_floating(kind):
         values = column.to_numpy(zero_copy_only=False).astype(kind.to_pandas_dtype())
         check, expected = _RANGES[base or name]
-        unknown = np.isnan(values) if base == "label" else False
+        unknown = np.isnan(values) if base in ("label", "true_probability") else False
         _refuse_first(name, values, lambda x: ~(check(x) | unknown), expected)
         # NaN and null both mean "no teacher"; the table has one spelling.
         return pa.array(values, kind, from_pandas=nullable)

@@ -157,8 +157,8 @@ def progressive_validation(
         version: Table version to read. Defaults to the newest.
         task: Of a model that predicts a dict of logits by task, the one to judge, against the
             column `label_<task>`, or `label` if there is none; rows whose label is not known are
-            left out. The model trains on all tasks. Defaults to `None`: the model predicts one
-            logit.
+            left out. `bayes_ne` is of `true_probability_<task>`. The model trains on all tasks.
+            Defaults to `None`: the model predicts one logit.
         teacher_batch_size: Rows after which the model trains on the teacher's part of them, without
             their labels; it must be one that takes rows whose label is NaN, as
             `ExternalDistillation`. Defaults to `None`: teacher and label come together, when
@@ -225,7 +225,13 @@ def progressive_validation(
         )
     columns = ["example_id", *(c for c in _OPTIONAL if c in stream.columns)]
     judged = f"label_{task}" if f"label_{task}" in stream.columns else "label"
-    wanted = list(dict.fromkeys([*columns, *_beside(targets), *_beside([judged])]))
+    # The truth of another task is none of this one's.
+    truth: str | None = f"true_probability_{task}"
+    if truth not in stream.columns:
+        truth = "true_probability" if judged == "label" else None
+    columns = [c for c in columns if c != "true_probability" or c == truth]
+    own_truth = [truth] if truth not in (None, "true_probability") else []
+    wanted = list(dict.fromkeys([*columns, *_beside(targets), *_beside([judged]), *own_truth]))
 
     def load(hour: int) -> Arrays:
         return read_hour(stream, hour, schema, columns=wanted, vertical=vertical)
@@ -245,6 +251,8 @@ def progressive_validation(
             unknown = np.isnan(data[judged])
             kept["label"] = np.where(unknown, 0, data[judged]).astype(np.float32)
             kept["weight"] = np.where(unknown, 0, data["weight"]).astype(np.float32)
+        for name in own_truth:
+            kept["true_probability"] = data[name]
         scored[hour] = {**kept, "logit": logit[: len(data["label"])]}
         if folder is not None:
             _save_predictions(folder, hour, scored[hour])

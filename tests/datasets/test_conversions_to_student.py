@@ -145,7 +145,7 @@ def student(schema):
 
 
 def test_a_student_of_both_tasks_hears_both_teachers(joined, tmp_path):
-    _, info, _, _, streams = joined
+    root, info, _, _, streams = joined
     path = beside_each_other(streams, tmp_path / "both", info.schema)
     rows = kx.streaming.read_hour(path, info.last_hour, columns=("teacher_logit_conversion",))
     np.testing.assert_allclose(rows["teacher_logit"], 0.5 * rows["price"] + 0.5, rtol=1e-5)
@@ -184,6 +184,11 @@ def test_a_student_of_both_tasks_hears_both_teachers(joined, tmp_path):
     logit = np.concatenate([found[hour]["logit"] for hour in hours])
     assert result.whole["examples"] == 1200
     assert result.whole["clicks"] == label.sum() > 80
+    truth = np.concatenate([found[hour]["true_probability"] for hour in hours])
+    impressions = pa.concat_tables(partitions.read_impressions(root / "data", h) for h in hours)
+    np.testing.assert_array_equal(truth, impressions["true_probability_conversion"].to_numpy())
+    bayes = functional.bayes_normalized_entropy(label, truth)
+    assert result.whole["bayes_ne"] == pytest.approx(bayes)
     assert result.whole["ne"] == pytest.approx(functional.normalized_entropy(label, logit))
     # Labels reach back to the first hour alone, of which no teacher spoke.
     assert {"auxiliary_loss", "auxiliary_loss_conversion", "adapter_loss"} <= set(logs)

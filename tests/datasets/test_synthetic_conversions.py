@@ -22,7 +22,7 @@ RECORDED = {
     "sum": 342426,
     "probabilities": [0.02113433091295135, 0.11962156612055931, 0.07358877469892144],
 }
-FOLDERS = ("impressions", "labels", CONVERSIONS, CONVERSION_TRUTH)
+FOLDERS = ("impressions", "labels", CONVERSIONS)
 
 
 def stream(**options):
@@ -70,7 +70,7 @@ def test_impressions_and_clicks_are_what_they_are_without():
     assert len(alone) == len(beside) == 8
     for one, other in zip(alone, beside):
         assert one[0] == other[0]
-        assert one[1] is other[1] is None or one[1].equals(other[1])
+        assert one[1] is other[1] is None or one[1].equals(other[1].drop([CONVERSION_TRUTH]))
         assert one[2].equals(other[2])
 
 
@@ -108,10 +108,8 @@ def test_long_delays_are_cut_at_the_window():
 
 
 def test_conversions_follow_the_true_probability(large):
-    impressions, truth = large["impressions"], large[CONVERSION_TRUTH]
-    for name in ("example_id", "timestamp"):
-        assert truth[name].equals(impressions[name])
-    p, click = column(truth, "label"), column(impressions, "true_probability")
+    impressions = large["impressions"]
+    p, click = column(impressions, CONVERSION_TRUTH), column(impressions, "true_probability")
     assert (p < click).all()
     y = came(impressions, large[CONVERSIONS])
     # On all impressions, and on the clicked alone.
@@ -130,13 +128,14 @@ def test_conversions_follow_the_true_probability(large):
 @pytest.mark.parametrize("rate", [0.05, 0.4])
 def test_the_rate_is_about_that_of_the_clicks(rate):
     found = folders(stream(hours=24, examples_per_hour=2000, conversion_rate=rate, seed=2))
-    impressions, p = found["impressions"], column(found[CONVERSION_TRUTH], "label")
+    impressions, p = found["impressions"], column(found["impressions"], CONVERSION_TRUTH)
     click = column(impressions, "true_probability")
     assert p.sum() / click.sum() == pytest.approx(rate, rel=0.25)
 
 
 def logit(found):
-    p = column(found[CONVERSION_TRUTH], "label") / column(found["impressions"], "true_probability")
+    both = (column(found["impressions"], n) for n in (CONVERSION_TRUTH, "true_probability"))
+    p = np.divide(*both)
     return np.log(p / (1 - p))
 
 
@@ -189,7 +188,7 @@ def test_a_folder_of_old_is_known_and_one_with_conversions_is_another(tmp_path):
     with pytest.raises(StreamError, match="parameters.conversion_rate: None"):
         SyntheticAds(**options).write(tmp_path / "both")
     hours = {name: partitions.hours(tmp_path / "both", name) for name in FOLDERS}
-    assert [len(hours[name]) for name in FOLDERS] == [2, 4, 26, 2]
+    assert [len(hours[name]) for name in FOLDERS] == [2, 4, 26]
     assert hours[CONVERSIONS][-1] == START_HOUR + 25
 
 
@@ -205,11 +204,11 @@ def test_a_stopped_write_is_completed(tmp_path):
     options = {"examples_per_hour": 100, "conversion_window_hours": 8.5}
     with pytest.raises(KeyboardInterrupt):
         stream(**options).write(tmp_path / "one", progress=Stop())
-    assert len(list((tmp_path / "one").rglob("*.parquet"))) == 3 * 4
+    assert len(list((tmp_path / "one").rglob("*.parquet"))) == 3 * 3
     info = stream(**options).write(tmp_path / "one")
     assert info == stream(**options).write(tmp_path / "other")
     files = sorted((tmp_path / "other").rglob("*.parquet"))
-    assert len(files) == 6 + 8 + 15 + 6
+    assert len(files) == 6 + 8 + 15
     for file in files:
         same = tmp_path / "one" / file.relative_to(tmp_path / "other")
         assert file.read_bytes() == same.read_bytes()
