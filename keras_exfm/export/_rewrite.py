@@ -6,100 +6,36 @@ the converter's form was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-# What the converter takes for the end of any axis.
-_END = 1_000_000_000
+from keras_exfm.export import _fusion
+from keras_exfm.export._onnx_graph import OnnxGraph
 
 
 def rewrite(model: Any) -> None:
     """Applies all passes to a model, in place."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model)
-    graph = _Graph(model, inferred)
-    _compare_integers(graph)
-    _select(graph)
-    _join_columns(graph)
+    graph = OnnxGraph(model)
+    for change in (
+        _fusion.whole_slices,
+        _compare_integers,
+        _select,
+        _join_columns,
+        _fusion.wrapped_indices,
+        _fusion.negated_comparisons,
+        _fusion.rectifiers,
+        _fusion.layer_normalizations,
+        _fusion.last_axis_products,
+        _fusion.flattened_transposes,
+        _fusion.dense_layers,
+    ):
+        change(graph)
+        graph.drop_unread()
     graph.finish()
 
 
-class _Graph:
-    """Nodes by what they give, constants by name."""
-
-    def __init__(self, model: Any, inferred: Any) -> None:
-        import onnx
-
-        self.model = model
-        self.nodes = list(model.graph.node)
-        self.maker = {output: node for node in self.nodes for output in node.output}
-        self.constants = {
-            tensor.name: tensor for tensor in model.graph.initializer if not tensor.external_data
-        }
-        self.types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        self.ranks: dict[str, int] = {}
-        for value in (
-            *inferred.graph.value_info,
-            *inferred.graph.input,
-            *inferred.graph.output,
-        ):
-            kind = value.type.tensor_type
-            self.types[value.name] = kind.elem_type
-            if kind.HasField("shape"):
-                self.ranks[value.name] = len(kind.shape.dim)
-        self.integers = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
-
-    def made_by(self, name: str, kind: str) -> Any:
-        """The node that gives a value, if it is of this kind."""
-        node = self.maker.get(name)
-        return node if node is not None and node.op_type == kind else None
-
-    def value(self, name: str) -> np.ndarray | None:
-        """The value of a constant."""
-        import onnx
-
-        tensor = self.constants.get(name)
-        return None if tensor is None else onnx.numpy_helper.to_array(tensor)
-
-    def add_constant(self, name: str, value: np.ndarray) -> str:
-        """A new constant, or the one of this name."""
-        import onnx
-
-        if name not in self.constants:
-            tensor = onnx.numpy_helper.from_array(value, name)
-            self.constants[name] = tensor
-            self.types[name] = tensor.data_type
-            self.model.graph.initializer.append(tensor)
-        return name
-
-    def replace(self, old: Any, new: Iterable[Any]) -> None:
-        """Puts nodes where another one stood; the last of them gives its values."""
-        new = list(new)
-        at = next(i for i, node in enumerate(self.nodes) if node is old)
-        self.nodes[at : at + 1] = new
-        self.maker |= {output: node for node in new for output in node.output}
-
-    def finish(self) -> None:
-        """Drops what nothing reads any more, and writes the rest into the model."""
-        graph = self.model.graph
-        wanted = {output.name for output in graph.output}
-        kept = []
-        for node in reversed(self.nodes):
-            if wanted & set(node.output):
-                kept.append(node)
-                wanted |= {name for name in node.input if name}
-        copies = [type(node).FromString(node.SerializeToString()) for node in reversed(kept)]
-        del graph.node[:]
-        graph.node.extend(copies)
-        unused = [tensor for tensor in graph.initializer if tensor.name not in wanted]
-        for tensor in unused:
-            graph.initializer.remove(tensor)
-
-
-def _compare_integers(graph: _Graph) -> None:
+def _compare_integers(graph: OnnxGraph) -> None:
     """`Less(Cast(a), Cast(b))` of integers as `Less(a, b)`.
 
     The converter compares in float32. A constant above 2 ** 24 has lost its last digits by then, so
@@ -138,7 +74,7 @@ def _exact(value: np.ndarray) -> bool:
     return bool((value == np.rint(value)).all() and (np.abs(value) <= 2**24).all())
 
 
-def _select(graph: _Graph) -> None:
+def _select(graph: OnnxGraph) -> None:
     """`Cast(c) * a + Cast(not c) * b` as `Where(c, a, b)`: one operation, and exact for NaN."""
     from onnx import helper
 
@@ -164,7 +100,7 @@ def _select(graph: _Graph) -> None:
         graph.replace(node, [helper.make_node("Where", inputs, list(node.output))])
 
 
-def _join_columns(graph: _Graph) -> None:
+def _join_columns(graph: OnnxGraph) -> None:
     """Columns `(batch,)` side by side: one concatenation and one transposition for all of them.
 
     The converter gives each column an axis of its own first, two operations a feature.
@@ -205,19 +141,13 @@ def _join_columns(graph: _Graph) -> None:
         graph.replace(node, made)
 
 
-def _column(graph: _Graph, name: str) -> str | None:
+def _column(graph: OnnxGraph, name: str) -> str | None:
     """The one-dimensional value that this one is, with an axis added behind."""
     node = graph.maker.get(name)
-    if node is not None and node.op_type == "Slice":
-        # All of it, as the converter writes `ids[:, None]`.
-        starts, ends = (graph.value(i) for i in node.input[1:3])
-        if starts is None or ends is None or starts.any() or (ends < _END).any():
-            return None
-        node = graph.maker.get(node.input[0])
     if node is None or node.op_type != "Unsqueeze" or len(node.input) != 2:
         return None
     axes = graph.value(node.input[1])
     source = node.input[0]
-    if axes is None or axes.tolist() not in ([1], [-1]) or graph.ranks.get(source) != 1:
+    if axes is None or axes.tolist() not in ([1], [-1]) or len(graph.shapes.get(source, ())) != 1:
         return None
     return source

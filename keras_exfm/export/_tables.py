@@ -12,12 +12,16 @@ import numpy as np
 from keras import ops
 
 from keras_exfm.export.errors import ExportError
-from keras_exfm.layers.embedding_table import EmbeddingTable, masked_lookup
+from keras_exfm.layers.embedding_table import EmbeddingTable
 
 Storage = Literal["float32", "float16", "int8"]
 STORAGES = ("float32", "float16", "int8")
 
 _CHUNK = 2**26  # bytes of float32 rows that are converted at a time
+# Behind a table's own rows: NaN, which ids out of range read, and zeros for the missing id. As the
+# last but one and the last row they have the indices -2 and -1 too.
+_EXTRA = 2
+_MOST_ROWS = 2**31 - 1 - _EXTRA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +41,10 @@ class Part:
     def chunks(self) -> Iterator[np.ndarray]:
         """Its values, in order of the rows."""
         step = max(1, _CHUNK // (4 * self.table.layer.dim))
-        for start in range(0, self.shape[0], step):
-            rows = self.table.layer.read_rows(start, min(start + step, self.shape[0]))
+        for start in range(0, self.table.layer.rows, step):
+            rows = self.table.layer.read_rows(start, min(start + step, self.table.layer.rows))
             yield self.table.stored(rows)[self.name]
+        yield self.table.stored(self.table.extra)[self.name]
 
     def array(self) -> np.ndarray:
         """All of it."""
@@ -50,13 +55,21 @@ class StoredTable:
     """An `EmbeddingTable` in the numbers that it is exported with.
 
     `float16` halves a table; `int8` takes a quarter and one float32 scale a row, the row's largest
-    magnitude over 127: a number's error is at most half a scale.
+    magnitude over 127: a number's error is at most half a scale. Two rows more than the layer has
+    stand for ids out of range (NaN) and for missing ones (zeros), so that a lookup selects among
+    indices, not among vectors.
     """
 
     def __init__(self, layer: EmbeddingTable, storage: Storage, name: str) -> None:
+        if layer.rows > _MOST_ROWS:
+            raise ExportError(
+                f"The table {layer.path!r} has {layer.rows} rows; an export takes {_MOST_ROWS}."
+            )
         self.layer = layer
         self.storage = storage
-        rows, dim = layer.rows, layer.dim
+        rows, dim = layer.rows + _EXTRA, layer.dim
+        self.extra = np.zeros((_EXTRA, dim), np.float32)
+        self.extra[0] = np.nan
         self.parts = [Part(name, (rows, dim), np.dtype(storage), self)]
         if storage == "int8":
             self.parts.append(Part(f"{name}_scale", (rows, 1), np.dtype("float32"), self))
@@ -76,19 +89,17 @@ class StoredTable:
             return {self.parts[0].name: half}
         scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
         safe = np.where(scale > 0, scale, 1)
-        whole = np.rint(rows / safe).astype(np.int8)
+        # A row of NaN has NaN as its scale.
+        whole = np.rint(np.nan_to_num(rows / safe)).astype(np.int8)
         return {self.parts[0].name: whole, self.parts[1].name: scale.astype(np.float32)}
 
     def lookup(self, ids: Any, values: dict[str, Any]) -> Any:
-        """Rows of ids from tensors of the parts."""
-
-        def take(at: Any) -> Any:
-            vectors = ops.cast(ops.take(values[self.parts[0].name], at, axis=0), "float32")
-            if self.storage == "int8":
-                vectors = vectors * ops.take(values[self.parts[1].name], at, axis=0)
-            return vectors
-
-        return ops.cast(masked_lookup(ids, self.layer.rows, take), self.layer.compute_dtype)
+        """Rows of ids from tensors of the parts: what `EmbeddingTable` gives."""
+        at = ops.clip(ids, -_EXTRA, self.layer.rows)
+        vectors = ops.cast(ops.take(values[self.parts[0].name], at, axis=0), "float32")
+        if self.storage == "int8":
+            vectors = vectors * ops.take(values[self.parts[1].name], at, axis=0)
+        return ops.cast(vectors, self.layer.compute_dtype)
 
 
 def stored_tables(model: keras.Model, storage: Storage) -> list[StoredTable]:

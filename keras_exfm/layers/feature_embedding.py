@@ -306,13 +306,16 @@ class FeatureEmbedding(keras.layers.Layer):
             hashed = ops.convert_to_tensor(stack.hashed)
             local = ops.where(hashed, hash_to_rows(ids, stack.sizes), local)
             inside = ops.logical_or(inside, ops.logical_and(hashed, ops.logical_not(missing)))
-        # Below, `local` is a row of the feature's own table, or a negative flag that an offset
-        # must not move: this also keeps huge bad ids from overflowing int32 into a good row.
-        local = ops.where(inside, local, ops.where(missing, PADDING, _OUTSIDE))
-        if len(stack.gather_columns) != len(stack.sizes):
-            local = ops.take(local, stack.gather_columns, axis=1)
+        # An offset must not move a flag, nor bring a huge bad id, which overflows, into a good row:
+        # ids that are not inside never pass through it.
+        flags = ops.where(missing, PADDING, _OUTSIDE)
+        offsets = ops.convert_to_tensor(stack.gather_offsets)
+        if len(stack.gather_columns) == len(stack.sizes):
+            rows = ops.where(inside, local + offsets, flags)
+        else:
+            local = ops.take(ops.where(inside, local, flags), stack.gather_columns, axis=1)
             fresh = None if fresh is None else ops.take(fresh, stack.gather_columns, axis=1)
-        rows = ops.where(local >= 0, local + ops.convert_to_tensor(stack.gather_offsets), local)
+            rows = ops.where(local >= 0, local + offsets, local)
 
         vectors = table(rows, training=training, fresh=fresh)
         widths = [piece.width for piece in stack.pieces]

@@ -70,9 +70,15 @@ def test_stored_numbers():
         table = StoredTable(layer, storage, "t")
         found[storage] = {part.name: part.array() for part in table.parts}
         assert [part.array().shape for part in table.parts] == [p.shape for p in table.parts]
-    np.testing.assert_array_equal(found["float32"]["t"], values)
-    np.testing.assert_array_equal(found["float16"]["t"], values.astype(np.float16))
+    # Behind the rows that the layer has: what an id out of range reads, and the missing one.
+    extra = np.array([[np.nan] * 4, [0] * 4], np.float32)
+    stored = np.concatenate([values, extra])
+    np.testing.assert_array_equal(found["float32"]["t"], stored)
+    np.testing.assert_array_equal(found["float16"]["t"], stored.astype(np.float16))
+    assert found["float16"]["t"].dtype == np.float16
     whole, scale = found["int8"]["t"], found["int8"]["t_scale"]
+    np.testing.assert_array_equal((whole * scale)[5:], extra)
+    whole, scale = whole[:5], scale[:5]
     assert whole.dtype == np.int8
     np.testing.assert_array_equal(whole[1], 0)
     np.testing.assert_array_equal(whole[:, :1] * 0, 0)
