@@ -33,6 +33,7 @@ def read(
     vertical: str | Sequence[str] | None = None,
     version: int | None = None,
     columns: Sequence[str] = (),
+    teacher_logit: bool = True,
     pad: Literal["hour", "end"] = "end",
     drop_remainder: bool = False,
     epochs: int = 1,
@@ -63,6 +64,8 @@ def read(
         version: Table version to read. Defaults to the newest.
         columns: Further columns, which join the labels' dict; `teacher_representation` comes as
             float32 `(batch, size)`, NaN where there is none. Defaults to none.
+        teacher_logit: Whether `teacher_logit` is in the labels' dict; a student whose teachers all
+            have names takes none. Defaults to `True`.
         pad: Whether each `"hour"` starts a new batch, or batches run on across hours to the
             `"end"`. Defaults to `"end"`.
         drop_remainder: Drop a tail (of each hour or of the stream, see `pad`) instead of padding
@@ -210,7 +213,7 @@ def read(
     def generate() -> Iterator[tuple[Batch, Batch, np.ndarray]]:
         if progress is None:
             for _, block in blocks(Position()):
-                yield split(block, schema, columns)
+                yield split(block, schema, targets)
             return
         # One block is held back, so that the last one is known as such when it is handed out. Not
         # where more may come: the next block may be hours away.
@@ -224,12 +227,11 @@ def read(
                 progress.note(place)
             if found is None:
                 progress.length = ready[0][-1].batches
-            yield split(ready[1], schema, columns)
+            yield split(ready[1], schema, targets)
 
     features = {f.name: tf.TensorSpec((batch_size, *f.shape), f.dtype) for f in schema}
-    labels = {
-        name: _tf_spec(stream, name, batch_size) for name in ("label", "teacher_logit", *columns)
-    }
+    targets = ("label", *(("teacher_logit",) if teacher_logit else ()), *columns)
+    labels = {name: _tf_spec(stream, name, batch_size) for name in targets}
     one = (features, labels, tf.TensorSpec((batch_size,), tf.float32))
     dataset = tf.data.Dataset.from_generator(
         generate,
@@ -264,11 +266,11 @@ def pad_batch(batch: Batch, schema: Schema, size: int) -> Batch:
 
 
 def split(
-    batch: Batch, schema: Schema, columns: Sequence[str] = ()
+    batch: Batch, schema: Schema, targets: Sequence[str]
 ) -> tuple[Batch, Batch, np.ndarray]:
     """A flat batch as `(features, labels, weight)`."""
     features = {name: batch[name] for name in schema.names}
-    labels = {name: batch[name] for name in ("label", "teacher_logit", *columns)}
+    labels = {name: batch[name] for name in targets}
     return features, labels, batch["weight"]
 
 

@@ -6,6 +6,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from keras_exfm import ExternalDistillation
+from keras_exfm.distillation import TeacherBranch
+from keras_exfm.layers import AuxiliaryHead
 from keras_exfm.streaming import (
     Stream,
     StreamError,
@@ -193,3 +196,26 @@ def test_a_model_gets_the_target_columns_that_it_names(path):
     for seen in model.seen:
         assert seen == {"label": (16,), "teacher_logit": (16,), NAME: (16, 3)}
     assert len(model.seen) == 2
+
+
+def test_a_student_of_named_teachers_fits_on_the_stream(path):
+    """It takes no `teacher_logit`, which `read` hands out unless it is told not to."""
+    logit = np.linspace(-3, 3, 10)
+    write_hour(path, 7, hour_rows(7, teacher_logit_large=logit), schema())
+    inputs = schema().inputs()
+    h = keras.layers.Dense(2)(inputs["vector"])
+    student = ExternalDistillation(
+        inputs,
+        keras.layers.Dense(1)(h),
+        representation=h,
+        teachers=[TeacherBranch("large", auxiliary_head=AuxiliaryHead((2,)))],
+    )
+    student.compile("adam")
+    columns = [name for name in student.target_columns if name != "label"]
+    rows = read(path, batch_size=4, columns=columns, teacher_logit=False)
+    (_, y, _), *_ = rows.as_numpy_iterator()
+    assert sorted(y) == ["label", *columns]
+    logs = student.fit(rows, verbose=0).history
+    assert logs["teacher_coverage_large"][0] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="teacher_logit"):
+        student.fit(read(path, batch_size=4, columns=columns), verbose=0)
