@@ -74,7 +74,9 @@ def test_layer_normalization(gamma, beta, axis):
 
 
 @pytest.mark.parametrize(
-    "options", [{"axis": 1, "size": 4}, {"square": "x"}, {"size": 1}], ids=lambda o: next(iter(o))
+    "options",
+    [{"axis": 1, "size": 4}, {"square": "x", "size": 4}, {"size": 1}],
+    ids=["axis", "square", "size"],
 )
 def test_what_only_looks_like_a_layer_normalization_stays(options):
     nodes, constants = normalization(**options)
@@ -216,6 +218,13 @@ def test_a_transposition_moves_into_the_kernels():
     rewrite(file)
     assert operations(file) == {"Reshape": 1, "MatMul": 2, "Sub": 1}
     np.testing.assert_allclose(run(file, {"x": x}), wanted, atol=1e-5)
+
+
+def test_a_transposition_stays_where_its_result_is_an_output():
+    file, _, _ = flattened()
+    file.graph.output.append(helper.make_tensor_value_info("f", FLOAT, ["n", 12]))
+    rewrite(file)
+    assert operations(file)["Transpose"] == 1
 
 
 def test_a_transposition_stays_where_others_read_it():

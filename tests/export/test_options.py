@@ -99,6 +99,26 @@ def test_tables_are_found_at_any_depth():
 
 
 @tensorflow_only
+@pytest.mark.parametrize("tables", ["float32", "int8"])
+def test_a_table_on_its_own_checks_its_ids(tmp_path, tables):
+    """Without a `FeatureEmbedding` before it that has done so."""
+    layer = kx.layers.EmbeddingTable(6, 4)
+    ids = keras.Input((2,), dtype="int32", name="ids")
+    x = keras.layers.Reshape((8,))(layer(ids))
+    model = keras.Model({"ids": ids}, keras.layers.Dense(1)(x))
+    low, high = -(2**31), 2**31 - 1
+    bad = np.array([[0, -2], [6, 0], [7, 1], [low, 0], [0, high], [-3, -1]], np.int32)
+    good = np.array([[0, 5], [-1, 5], [-1, -1], [4, 2]], np.int32)
+    batch = {"ids": np.concatenate([good, bad])}
+    for report in export.export_model(model, targets(tmp_path), check=batch, tables=tables):
+        got = export.load(report.path)(batch)["logit"]
+        assert np.isnan(got[:, 0]).tolist() == [False] * 4 + [True] * 6
+        np.testing.assert_allclose(
+            got, model.predict_on_batch(batch), atol=1e-6 if tables == "float32" else 1e-3
+        )
+
+
+@tensorflow_only
 def test_external_data(tmp_path):
     onnx = pytest.importorskip("onnx")
     schema = SCHEMA.select(["user", "ad", "age"])

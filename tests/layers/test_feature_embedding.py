@@ -149,6 +149,19 @@ def test_id_out_of_range_is_nan_and_only_in_its_own_rows(bad):
     assert (out[3, :2] == 0).all()
 
 
+def test_bad_and_missing_ids_where_every_feature_has_one_embedding():
+    """No column of ids is read twice then: they take a shorter way to their rows."""
+    high = 2**31 - 1
+    layer = dense(Schema([Categorical(name, 3) for name in "abc"]), 2)
+    ids = np.array([[0, 2, 1], [-1, -1, -1], [3, -2, high], [-(2**31), high - 5, 3]], "int32")
+    inputs = {name: ids[:, i] for i, name in enumerate("abc")}
+    layer.build(dict.fromkeys("abc", (None,)))
+    ones_to_n(layer)
+    nan = np.nan
+    expected = [[0, 5, 7], [0, 0, 0], [nan, nan, nan], [nan, nan, nan]]
+    np.testing.assert_array_equal(to_numpy(layer(inputs))[:, :, 0], expected)
+
+
 @pytest.mark.parametrize("combiner", ["mean", "sum"])
 def test_one_bad_id_in_a_list_makes_the_pooled_vector_nan(combiner):
     layer = dense(Schema([MultiHot("m", 4, length=3, combiner=combiner)]), 2)
