@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py --torch-python PYTHON     # about 8 minutes on 2 cores
     python benchmarks/serving.py --no-torch
+    python benchmarks/serving.py --only-onnx --threads 1 --torch-python PYTHON    # a minute
 
 The student is the Wukong of `wukong_speed.py`: 39 categorical fields of 1,000 ids, dimension 16,
 3 layers, 40 + 40 embeddings, rank 8, hidden layers 512-256; the teacher has 4 layers of 80 + 80
@@ -12,10 +13,16 @@ model is the one of `wukong_speed.py` with the student's sizes, in both layouts,
 `torch.onnx` and run by the same ONNX Runtime; it reads one matrix of ids, or ("named") 39 inputs as
 ours does.
 
-Each measurement is a process of its own, and rounds go through all contenders in turn. A time is
-one call's, from NumPy arrays to a NumPy array, after `--warmup` calls; each batch size is measured
-for at least `--seconds`. Reported are p50 and p99 over the calls of all rounds. Runtimes have
-`--threads` threads; Keras has its own default.
+Each measurement is a process of its own, and rounds go through all contenders in turn; but the
+student and PyTorch's models under ONNX Runtime take turns of eight calls in one process, so that
+what else the machine does is the same for all of them. The first three calls of a turn, which bring
+a model's weights back into the caches, are not counted. "Inputs alone" are graphs that only
+put the 39 inputs side by side, or hand on one matrix: what feeding them takes.
+
+A time is one call's, from NumPy arrays to a NumPy array, after `--warmup` calls; each batch size is
+measured for at least `--seconds`. Reported are p50 and p99 over the calls of all rounds. Runtimes
+have `--threads` threads; Keras has its own default. `--only-onnx` leaves out all but the student
+and PyTorch's models in turns.
 
 Writes `<out>/serving.json` and `<out>/serving.md`. PyTorch (with onnx and onnxscript) is looked for
 in the Python that `--torch-python` names.
@@ -64,6 +71,9 @@ SIZES = {
 }
 FILES = {"SavedModel": "{}", "ONNX Runtime": "{}.onnx", "LiteRT": "{}.tflite"}
 TORCH = ("rows", "columns", "columns named")
+UNTIMED = 3
+TURNS = "ONNX Runtime, in turns"
+ALONE = {"inputs alone: named": False, "inputs alone: one matrix": True}
 
 
 def features(rows: int, seed: int) -> dict[str, np.ndarray]:
@@ -153,41 +163,76 @@ def caller(contender: str, size: str, folder: Path, threads: int) -> Callable[[d
 
         model = keras.saving.load_model(folder / f"{size}.keras", compile=False)
         return model.predict_on_batch
-    if contender.startswith("PyTorch"):
+    if contender.startswith(("PyTorch", "inputs alone")):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         way = contender.partition(": ")[2]
-        session = onnxruntime.InferenceSession(str(folder / f"torch {way}.onnx"), options)
-        if way.endswith("named"):
-            return lambda batch: session.run(None, batch)[0]
-        return lambda batch: session.run(None, {"ids": batch["ids"]})[0]
+        file = (
+            inputs_alone(ALONE[contender]) if contender in ALONE else folder / f"torch {way}.onnx"
+        )
+        session = onnxruntime.InferenceSession(
+            file if isinstance(file, bytes) else str(file), options
+        )
+        return lambda batch: session.run(None, batch)[0]
     from keras_exfm import export
 
     runtime = export.load(folder / FILES[contender].format(size), threads)
     return lambda batch: runtime(batch)["logit"]
 
 
+def inputs_alone(matrix: bool) -> bytes:
+    """A graph that does nothing but take the inputs."""
+    from onnx import TensorProto, helper
+
+    names, shape = (["ids"], ["batch", FIELDS]) if matrix else (NAMES, ["batch"])
+    node = helper.make_node("Concat", names, ["out"], axis=0)
+    graph = helper.make_graph(
+        [node],
+        "inputs",
+        [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name in names],
+        [helper.make_tensor_value_info("out", TensorProto.INT32, None)],
+    )
+    opset = helper.make_opsetid("", 18)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString()
+
+
+def batches_of(contender: str, rows: int) -> list[dict[str, np.ndarray]]:
+    found = [features(rows, seed) for seed in range(8)]
+    if contender.startswith(("PyTorch", "inputs alone")) and not contender.endswith("named"):
+        # Its ids are rows of one table already.
+        offsets = (VOCABULARY * np.arange(FIELDS)).astype("int32")
+        return [{"ids": np.stack([b[name] for name in NAMES], 1) + offsets} for b in found]
+    return found
+
+
 def measure(args: argparse.Namespace) -> dict:
-    call = caller(args.contender, args.size, args.folder, args.threads)
-    found = {}
+    names = [args.contender]
+    if args.contender == TURNS:
+        torch = [f"PyTorch under ONNX Runtime: {way}" for way in TORCH] if args.torch else []
+        names = ["ONNX Runtime", *torch, *ALONE]
+    calls = {name: caller(name, args.size, args.folder, args.threads) for name in names}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for rows in BATCHES:
-        batches = [features(rows, seed) for seed in range(8)]
-        if args.contender.startswith("PyTorch") and not args.contender.endswith("named"):
-            # Its ids are rows of one table already.
-            offsets = (VOCABULARY * np.arange(FIELDS)).astype("int32")
-            batches = [{"ids": np.stack([b[name] for name in NAMES], 1) + offsets} for b in batches]
-        for i in range(args.warmup):
-            call(batches[i % 8])
-        times: list[float] = []
-        end = time.perf_counter() + args.seconds
-        while time.perf_counter() < end or len(times) < 30:
-            batch = batches[len(times) % 8]
-            start = time.perf_counter()
-            call(batch)
-            times.append(1e3 * (time.perf_counter() - start))
-        found[str(rows)] = [round(t, 4) for t in times[:3000]]
+        batches = {name: batches_of(name, rows) for name in names}
+        for name in names:
+            for i in range(args.warmup):
+                calls[name](batches[name][i % 8])
+        times: dict[str, list[float]] = {name: [] for name in names}
+        end = time.perf_counter() + args.seconds * len(names)
+        count = 0
+        while time.perf_counter() < end or count < 30:
+            for name in names:
+                for turn, batch in enumerate(batches[name]):
+                    start = time.perf_counter()
+                    calls[name](batch)
+                    taken = time.perf_counter() - start
+                    if len(names) == 1 or turn >= UNTIMED:
+                        times[name].append(1e3 * taken)
+            count += len(batches[names[0]])
+        for name in names:
+            found[name][str(rows)] = [round(t, 4) for t in times[name][:8000]]
     return {"times": found, "versions": _versions()}
 
 
@@ -205,13 +250,18 @@ def _versions() -> dict[str, str]:
 
 def contenders(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """Name, size and backend."""
+    turns = [(TURNS, "student", "tensorflow")] if "student" in args.models else []
+    if args.only_onnx:
+        return turns
     found = []
     for size in args.models:
         found += [("Keras", size, backend) for backend in ("tensorflow", "jax")]
-        found += [(name, size, "tensorflow") for name in FILES]
-    if args.torch:
-        found += [(f"PyTorch under ONNX Runtime: {way}", "student", "torch") for way in TORCH]
-    return found
+        found += [
+            (name, size, "tensorflow")
+            for name in FILES
+            if name != "ONNX Runtime" or size != "student"
+        ]
+    return found + turns
 
 
 def rows_of(raw: dict[tuple[str, str, str], dict[str, list[float]]]) -> list[dict]:
@@ -236,7 +286,16 @@ def claims(rows: list[dict]) -> list[dict]:
     for batch in BATCHES:
         key = f"p50_ms_{batch}"
         ours = found["ONNX Runtime"][key]
-        if batch <= 32:
+        alone, matrix = (found[name][key] for name in ALONE)
+        out.append(
+            {
+                "batch": batch,
+                "claim": "share of ONNX Runtime's time that its named inputs take, "
+                "beyond one matrix's",
+                "value": round((alone - matrix) / ours, 2),
+            }
+        )
+        if batch <= 32 and "Keras (jax)" in found:
             fastest = min(found[f"Keras ({b})"][key] for b in ("tensorflow", "jax"))
             value = fastest / ours
             out.append(
@@ -335,12 +394,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--only-onnx", action="store_true")
     parser.add_argument("--models", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--make", choices=("keras", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.only_onnx:
+        args.models = ["student"]
     if args.make:
         keras = args.make == "keras"
         print(json.dumps(make(args.folder, args.models) if keras else make_torch(args.folder)))
@@ -350,8 +412,8 @@ def main() -> None:
         return
 
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        common = ["--folder", name]
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--folder", folder]
         models = run_worker(
             [sys.executable, __file__, "--make", "keras", *common, "--models", *args.models],
             "tensorflow",
@@ -367,14 +429,15 @@ def main() -> None:
                 command = [sys.executable, __file__, "--contender", contender, "--size", size]
                 command += ["--seconds", str(args.seconds), "--warmup", str(args.warmup)]
                 command += ["--threads", str(args.threads), *common]
-                # PyTorch's file is run by our Python's ONNX Runtime.
-                framework = "tensorflow" if backend == "torch" else backend
-                result = run_worker(command, framework)
+                command += [] if args.torch else ["--no-torch"]
+                # PyTorch's files are run by our Python's ONNX Runtime.
+                result = run_worker(command, backend)
                 assert result is not None
                 versions |= result["versions"]
-                held = raw.setdefault((contender, size, backend), {})
-                for batch, times in result["times"].items():
-                    held.setdefault(batch, []).extend(times)
+                for name, by_batch in result["times"].items():
+                    held = raw.setdefault((name, size, backend), {})
+                    for batch, times in by_batch.items():
+                        held.setdefault(batch, []).extend(times)
                 print(f"round {number + 1}: {contender} {size} {backend}", flush=True)
             write(args, raw, models, versions, number + 1, time.monotonic() - started)
 
