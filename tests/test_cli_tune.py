@@ -1,10 +1,13 @@
 """`keras-exfm tune`."""
 
+import io
 import tomllib
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from keras_exfm._cli import tuning
 from keras_exfm._cli.tuning import toml
 from keras_exfm.cli import app
 from keras_exfm.pipeline import config
@@ -79,6 +82,31 @@ def test_distilled_student_as_toml():
     assert (tuned.name, tuned.student_adapter) == ("tuned", {"units": [8]})
     assert tuned.auxiliary_head["units"] == [16]
     assert found.student.model == "DLRM"
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(("width", "shown"), [(120, 5), (60, 3), (20, 1)])
+def test_as_many_trials_as_the_terminal_is_wide(width, shown, monkeypatch):
+    console = Console(width=width, record=True, file=io.StringIO())
+    monkeypatch.setattr(tuning, "console", console)
+    rows = [
+        {
+            "trial": str(i),
+            "score": 0.9 + i / 100,
+            "cost": Cost(3_000_000 * (i + 1), 100, 50),
+            "hyperparameters": {"top_units": 8 * i, "same": 1, "tuner/epochs": i},
+        }
+        for i in range(5)
+    ]
+    tuning._show(rows, "ne")
+    text = console.export_text()
+    assert f"the best {shown} of 5 trials" in " ".join(text.split())
+    assert "same" not in text
+    assert "tuner/epochs" not in text
+    if width > 20:
+        (scores,) = (line for line in text.splitlines() if "score" in line)
+        assert scores.count("0.9") == shown
+        assert "0.90000" in scores
 
 
 @pytest.mark.parametrize(

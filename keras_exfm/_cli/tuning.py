@@ -378,21 +378,37 @@ def _in_processes(job: Job, workers: int, watch: _Watch) -> None:
 
 
 def _show(rows: list[dict[str, Any]], objective: str) -> None:
-    names = list(dict.fromkeys(n for row in rows[:10] for n in row["hyperparameters"]))
+    """A column a trial, the best first, as many as the terminal is wide; what differs in rows."""
+    best = rows[:10]
+    names = list(dict.fromkeys(n for row in best for n in row["hyperparameters"]))
     names = [n for n in names if not n.startswith("tuner/")]
-    varied = [n for n in names if len({str(r["hyperparameters"].get(n)) for r in rows[:10]}) > 1]
-    table = Table(title=f"{objective}: the best {min(10, len(rows))} of {len(rows)} trials")
-    for column in ("trial", "score", "MFLOP", "weights", *varied):
-        table.add_column(column, justify="right")
-    for row in rows[:10]:
-        values = [row["hyperparameters"].get(name, "") for name in varied]
-        table.add_row(
-            row["trial"],
-            f"{row['score']:.5f}",
-            f"{row['cost'].training_flops / 1e6:.3g}",
-            f"{row['cost'].parameters:,}",
-            *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values),
+    names = [n for n in names if len({str(r["hyperparameters"].get(n)) for r in best}) > 1]
+    columns = []
+    for row in best:
+        values = [row["hyperparameters"].get(name, "") for name in names]
+        columns.append(
+            [
+                row["trial"],
+                f"{row['score']:.5f}",
+                f"{row['cost'].training_flops / 1e6:.3g}",
+                f"{row['cost'].parameters:,}",
+                *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values),
+            ]
         )
+    labels = ["trial", "score", "training MFLOP", "weights", *names]
+    # Two spaces and a line beside each cell.
+    room = console.width - max(map(len, labels)) - 4
+    shown = 0
+    for column in columns:
+        room -= max(map(len, column)) + 3
+        shown += shown == 0 or room >= 0
+    console.print(f"{objective}: the best {shown} of {len(rows)} trials", soft_wrap=True)
+    table = Table(show_header=False)
+    table.add_column(justify="left", no_wrap=True)
+    for _ in range(shown):
+        table.add_column(justify="right", no_wrap=True)
+    for label, *cells in zip(labels, *columns[:shown]):
+        table.add_row(label, *cells)
     console.print(table)
 
 
