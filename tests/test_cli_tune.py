@@ -85,7 +85,7 @@ def test_distilled_student_as_toml():
 
 
 @pytest.mark.backend_free
-@pytest.mark.parametrize(("width", "shown"), [(120, 5), (60, 3), (20, 1)])
+@pytest.mark.parametrize(("width", "shown"), [(120, 5), (60, 4), (20, 1)])
 def test_as_many_trials_as_the_terminal_is_wide(width, shown, monkeypatch):
     console = Console(width=width, record=True, file=io.StringIO())
     monkeypatch.setattr(tuning, "console", console)
