@@ -29,6 +29,15 @@ def about_file(options):
     return options.out / f"about-{stream}{options.vertical}-{options.first}-{options.last}.json"
 
 
+def rounded(tree):
+    """All numbers to six digits: more would not say more, and the files are kept in git."""
+    if isinstance(tree, dict):
+        return {key: rounded(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [rounded(value) for value in tree]
+    return float(f"{tree:.6g}") if isinstance(tree, float) else tree
+
+
 def spread(values, digits=2, sign=""):
     mean = f"{statistics.mean(values):{sign}.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
@@ -296,6 +305,6 @@ def write(options, recorded):
         },
     }
     lines += ["", *(f"![]({stem}-{name}.png)" for name in figures)]
-    (RESULTS / f"{stem}.json").write_text(json.dumps(record) + "\n")
+    (RESULTS / f"{stem}.json").write_text(json.dumps(rounded(record)) + "\n")
     (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
