@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,11 +35,13 @@ def unit_counts(name: str, value: Any, *, minimum_length: int = 0) -> tuple[int,
 
 def probability(name: str, value: Any) -> float:
     """A number strictly between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+    # Real, not float: the mean of float32 labels is a NumPy scalar.
+    number = float(value) if isinstance(value, numbers.Real) else math.nan
+    if isinstance(value, bool) or not 0 < number < 1:
         raise ValueError(
             f"`{name}` should be a probability between 0 and 1. Received: {name}={value!r}"
         )
-    return float(value)
+    return number
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -63,7 +63,7 @@ class RankingModel(keras.Model):
     ) -> None:
         # Keras' functional models drop arguments that they do not know, so none is passed through.
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
-        self.prior = prior
+        self.prior = None if prior is None else float(prior)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
 

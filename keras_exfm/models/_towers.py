@@ -43,7 +43,7 @@ def dnn(
     return x
 
 
-def start(prior: float | None) -> dict[str, Any]:
+def head_initializers(prior: float | None) -> dict[str, Any]:
     """Initializers of a serving head's kernel and bias.
 
     With a `prior` every logit starts there. Without one, a head on a normalized representation
@@ -60,7 +60,9 @@ def start(prior: float | None) -> dict[str, Any]:
 def summed_logit(representation: Any, others: list[Any], prior: float | None = None) -> Any:
     """A linear function of the representation, plus other logits, in float32."""
     label = LOGIT if not others else "representation-logit"
-    own = keras.layers.Dense(1, **start(prior), dtype="float32", name=label)(representation)
+    own = keras.layers.Dense(1, **head_initializers(prior), dtype="float32", name=label)(
+        representation
+    )
     if not others:
         return own
     return keras.layers.Add(dtype="float32", name=LOGIT)([own, *others])

@@ -50,7 +50,7 @@ class DLRM(RankingModel):
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
         prior: Mean label that the model starts with, such as the click rate: the serving head's
             kernel starts at zeros and its bias at `log(prior / (1 - prior))`. Defaults to `None`:
-            a random kernel and no bias.
+            a random kernel and a bias of 0.
         optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.

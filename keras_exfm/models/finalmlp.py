@@ -17,7 +17,7 @@ from keras_exfm.models._ranking_model import (
     as_schema,
     plain,
 )
-from keras_exfm.models._towers import dnn, start
+from keras_exfm.models._towers import dnn, head_initializers
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -57,7 +57,7 @@ class FinalMLP(RankingModel):
         embeddings_regularizer: See `FeatureEmbedding`. Defaults to `None`.
         prior: Mean label that the model starts with, such as the click rate: the serving head's
             kernel starts at zeros and its bias at `log(prior / (1 - prior))`. Defaults to `None`:
-            a random kernel and no bias.
+            a random kernel and a bias of 0.
         optimizer: Of the embedding tables, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -150,7 +150,11 @@ class FinalMLP(RankingModel):
         x2 = dnn(x2, mlp2_units, "mlp2", mlp2_dropout, batch_norm, dtype)
         x = keras.layers.Concatenate(dtype=dtype, name=REPRESENTATION)([x1, x2])
         outputs = BilinearFusion(
-            mlp1_units[-1], num_heads=num_heads, **start(prior), dtype="float32", name=LOGIT
+            mlp1_units[-1],
+            num_heads=num_heads,
+            **head_initializers(prior),
+            dtype="float32",
+            name=LOGIT,
         )(x)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 

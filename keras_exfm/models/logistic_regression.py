@@ -10,7 +10,7 @@ import keras
 from keras_exfm.features import Schema
 from keras_exfm.layers import FirstOrder
 from keras_exfm.models._ranking_model import LOGIT, RankingModel, as_schema
-from keras_exfm.models._towers import start
+from keras_exfm.models._towers import head_initializers
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
@@ -28,7 +28,7 @@ class LogisticRegression(RankingModel):
             "representation" or "serving".
         embeddings_regularizer: Of the weight table, see `FeatureEmbedding`. Defaults to `None`.
         prior: Mean label that the model starts with, such as the click rate: the bias starts at
-            `log(prior / (1 - prior))`. Defaults to `None`: no bias.
+            `log(prior / (1 - prior))`. Defaults to `None`: at 0.
         optimizer: Of the weight table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
@@ -68,7 +68,7 @@ class LogisticRegression(RankingModel):
         outputs = FirstOrder(
             schema,
             embeddings_regularizer=embeddings_regularizer,
-            bias_initializer=start(prior)["bias_initializer"],
+            bias_initializer=head_initializers(prior)["bias_initializer"],
             optimizer=optimizer,
             dtype="float32",
             name=LOGIT,

@@ -120,8 +120,8 @@ def write_impressions(
         root: Folder or URL of the data set; the file is
             `root/impressions/hour=<hour>/part-0.parquet`.
         hour: `timestamp // 3_600_000` of every row.
-        table: `example_id`, `timestamp`, `vertical`, optional `group` and `true_probability`, and
-            the features.
+        table: `example_id`, `timestamp`, `vertical`, optional `group`, `true_probability` and
+            `true_probability_<task>`, and the features.
         storage_options: Arguments of fsspec's file system, for a URL. Defaults to `None`.
 
     Returns:

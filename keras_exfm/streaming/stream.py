@@ -371,8 +371,9 @@ def write_hour(
             `teacher_age_s`. A multi-hot column holds lists, or a `(rows, length)` array that is
             padded with -1. `teacher_representation`, a vector a row (null or all NaN for none), is
             a `(rows, size)` array or an Arrow list column, kept as float16. Further tasks and
-            teachers have their own `label_<task>`, `teacher_logit_<name>`,
-            `teacher_age_s_<name>`, `teacher_representation_<name>`; nulls are allowed in all.
+            teachers have their own `label_<task>`, `true_probability_<task>`,
+            `teacher_logit_<name>`, `teacher_age_s_<name>`, `teacher_representation_<name>`; nulls
+            are allowed in all.
             Every hour has the same columns. An hour that does not fit in memory comes as an
             iterable of these, in the order of `(timestamp, example_id)`; that no id repeats in
             another batch is then the caller's to see to.

@@ -49,6 +49,8 @@ def test_config_keeps_the_prior(name):
     copy = type(model).from_config(model.get_config())
     assert copy.prior == 0.25
     assert make(name).get_config()["prior"] is None
+    # The mean of float32 labels.
+    assert make(name, prior=np.float32(0.25)).get_config()["prior"] == 0.25
     with pytest.raises(ValueError, match="`prior` should be a probability.*prior=1.0"):
         make(name, prior=1.0)
 
