@@ -273,9 +273,9 @@ def main():
     bayes = records[0]["figures"].get("bayes_ne")
     what = "Normalized entropy" if bayes is None else f"NE minus the best possible, {bayes:.5f}"
     chosen = (
-        "The tables' rate was chosen for each model by its middle size, with one seed. Wukong's shape "
-        "(two layers, wide head) was chosen by a few trials on the synthetic stream with one seed; "
-        "the shapes of the others were not."
+        "The tables' rate was chosen for each model by its middle size, with one seed. Wukong's "
+        "shape (two layers, wide head) was chosen by a few trials on the synthetic stream with one "
+        "seed; the shapes of the others were not."
     )
     text = [
         f"# Scaling law: {options.stream} stream",
