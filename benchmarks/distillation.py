@@ -67,6 +67,7 @@ def arguments():
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     known = experiments(of)
     default = known if options.stream == "globo" else SOME
+    options.default = options.experiments is None
     options.experiments = options.experiments.split(";") if options.experiments else list(default)
     if unknown := sorted(set(options.experiments) - set(known)):
         parser.error(f"unknown experiments {unknown}; there are {', '.join(known)}")

@@ -20,6 +20,7 @@ def command(options):
         f"--from {options.first} --to {options.last} --vertical {options.vertical} "
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend} "
         f"--user-fraction {options.user_fraction:g}"
+        + ("" if options.default else f' --experiments "{";".join(options.experiments)}"')
     )
 
 
