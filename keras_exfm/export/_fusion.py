@@ -53,7 +53,12 @@ def wrapped_indices(graph: OnnxGraph) -> None:
         if less is None or add is None or less.input[0] != index or index not in add.input:
             continue
         size = next((graph.number(name) for name in add.input if name != index), None)
-        if graph.number(less.input[1]) == 0 and size == rows[attribute(node, "axis", 0)]:
+        if (
+            size is not None
+            and size == rows[attribute(node, "axis", 0)]
+            and graph.number(less.input[1]) == 0
+            and all(_keeps_shape(graph, name, index) for name in (*add.input, less.input[1]))
+        ):
             node.input[1] = index
 
 
@@ -80,7 +85,7 @@ def rectifiers(graph: OnnxGraph) -> None:
         compared = graph.made_by(test, "LessOrEqual")
         if compared is None or compared.input[0] != x or graph.number(compared.input[1]) != 0:
             continue
-        if _is_zero(graph, zeros):
+        if _keeps_shape(graph, compared.input[1], x) and _is_zero(graph, zeros, x):
             scalar = graph.add_constant(
                 f"{node.output[0]}/zero",
                 np.zeros((), helper.tensor_dtype_to_np_dtype(graph.types[x])),
@@ -88,14 +93,33 @@ def rectifiers(graph: OnnxGraph) -> None:
             graph.replace(node, [helper.make_node("Max", [x, scalar], list(node.output))])
 
 
-def _is_zero(graph: OnnxGraph, name: str) -> bool:
+def _is_zero(graph: OnnxGraph, name: str, x: str) -> bool:
+    """Whether a value is a zero, or zeros, that `x` keeps its shape beside."""
     made = graph.made_by(name, "ConstantOfShape")
     if made is None:
-        return graph.number(name) == 0
+        return graph.number(name) == 0 and _keeps_shape(graph, name, x)
     import onnx
 
-    value = attribute(made, "value")
-    return value is None or not onnx.numpy_helper.to_array(value).any()
+    shape, value = graph.made_by(made.input[0], "Shape"), attribute(made, "value")
+    of_x = shape is not None and list(shape.input) == [x] and not shape.attribute
+    return (value is None or not onnx.numpy_helper.to_array(value).any()) and (
+        of_x or _keeps_shape(graph, name, x)
+    )
+
+
+def _keeps_shape(graph: OnnxGraph, name: str, x: str) -> bool:
+    """Whether `x` has its own shape when it is broadcast against another value."""
+    shape, own = graph.shapes.get(name), graph.shapes.get(x, ())
+    if name == x or shape == ():
+        return True
+    return (
+        shape is not None
+        and len(shape) <= len(own)
+        and all(
+            size == 1 or (size is not None and size == kept)
+            for size, kept in zip(shape[::-1], own[::-1])
+        )
+    )
 
 
 def layer_normalizations(graph: OnnxGraph) -> None:
@@ -125,6 +149,8 @@ def layer_normalizations(graph: OnnxGraph) -> None:
 
 def _layer_norm(graph: OnnxGraph, node: Any) -> tuple[str, Any, Any, float] | None:
     """Input, gamma, beta and epsilon of the normalization that ends in a node."""
+    from onnx import TensorProto, helper
+
     for scaled_name, shift_name in (tuple(node.input), tuple(node.input)[::-1]):
         scaled, beta, product = graph.made_by(scaled_name, "Mul"), None, None
         shift = graph.made_by(shift_name, "Add")
@@ -139,13 +165,22 @@ def _layer_norm(graph: OnnxGraph, node: Any) -> tuple[str, Any, Any, float] | No
         if mean is None or sorted(scaled.input) != sorted([mean.input[0], scale]):
             continue
         x = mean.input[0]
-        size = (graph.shapes.get(x) or (None,))[-1]
+        shape = graph.shapes.get(x) or (None,)
+        rank, size = len(shape), shape[-1]
         deviation = _inverse_deviation(graph, scale, x, mean)
         if size is None or deviation is None:
             continue
+        kind = graph.types.get(x)
+        # The moments of `LayerNormalization` are float32, of doubles too.
+        if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            continue
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
         gamma, epsilon = deviation
-        gamma = np.ones(size, np.float32) if gamma is None else gamma
-        if all(w is None or (w.ndim and w.size == w.shape[-1] == size) for w in (gamma, beta)):
+        gamma = np.ones(size, dtype) if gamma is None else gamma
+        if all(
+            w is None or (w.dtype == dtype and 0 < w.ndim <= rank and w.size == w.shape[-1] == size)
+            for w in (gamma, beta)
+        ):
             return x, gamma.reshape(-1), None if beta is None else beta.reshape(-1), epsilon
     return None
 
@@ -170,6 +205,7 @@ def _inverse_deviation(
     centred = None if square is None else graph.made_by(square.input[0], "Sub")
     if (
         centred is None
+        or not _keeps_shape(graph, variance[1], x)
         or square.input[0] != square.input[1]
         or list(centred.input) != [x, mean.output[0]]
         or not all(_over_last_axis(graph, node, x) for node in (mean, variance[0]))
@@ -198,7 +234,9 @@ def last_axis_products(graph: OnnxGraph) -> None:
         x, kernel, target = merged.input[0], product.input[1], graph.value(node.input[1])
         source, weight = graph.shapes.get(x), graph.shapes.get(kernel)
         flat = graph.value(merged.input[1])
-        if not source or not weight or len(weight) != 2 or target is None or flat is None:
+        if not source or len(source) < 2 or not weight or len(weight) != 2:
+            continue
+        if target is None or flat is None:
             continue
         inner = source[1:]
         if (
@@ -226,7 +264,10 @@ def flattened_transposes(graph: OnnxGraph) -> None:
             continue
         readers = graph.readers(flat)
         if graph.is_output(flat) or not all(
-            r.op_type == "MatMul" and r.input[0] == flat and graph.value(r.input[1]) is not None
+            r.op_type == "MatMul"
+            and r.input[0] == flat
+            and (kernel := graph.value(r.input[1])) is not None
+            and kernel.ndim == 2
             for r in readers
         ):
             continue
@@ -242,9 +283,13 @@ def flattened_transposes(graph: OnnxGraph) -> None:
 
 
 def dense_layers(graph: OnnxGraph) -> None:
-    """A product of matrices and the bias that is added to it as `Gemm`."""
-    from onnx import helper
+    """A product of matrices and the bias that is added to it as `Gemm`.
 
+    Runtimes have it for real numbers only.
+    """
+    from onnx import TensorProto, helper
+
+    real = (TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
     for node in list(graph.nodes):
         if node.op_type != "Add":
             continue
@@ -256,6 +301,7 @@ def dense_layers(graph: OnnxGraph) -> None:
         value = graph.value(bias)
         if (
             [len(shape) for shape in shapes] == [2, 2]
+            and graph.types.get(product.input[0]) in real
             and value is not None
             and value.shape == shapes[1][1:]
             and len(graph.readers(product.output[0])) == 1

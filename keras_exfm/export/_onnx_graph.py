@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,8 @@ class OnnxGraph:
         return name
 
     def readers(self, name: str) -> list[Any]:
-        """The nodes that read a value."""
-        return [node for node in self.nodes if name in node.input]
+        """The nodes that read a value, as an input or in a subgraph of theirs."""
+        return [node for node in self.nodes if name in reads(node)]
 
     def is_output(self, name: str) -> bool:
         """Whether a value leaves the graph."""
@@ -96,7 +96,10 @@ class OnnxGraph:
         self.maker |= {output: node for node in new for output in node.output}
 
     def bypass(self, old: Any) -> None:
-        """Has the readers of a node's value read its first input instead."""
+        """Has nodes that take a node's value as an input take its first input instead.
+
+        Subgraphs are left as they are; `drop_unread` keeps the node if one of them reads it.
+        """
         for node in self.readers(old.output[0]):
             for i, name in enumerate(node.input):
                 if name == old.output[0]:
@@ -109,7 +112,7 @@ class OnnxGraph:
         for node in reversed(self.nodes):
             if wanted & set(node.output):
                 kept.append(node)
-                wanted |= {name for name in node.input if name}
+                wanted |= reads(node)
         self.nodes = kept[::-1]
         self.maker = {output: node for node in self.nodes for output in node.output}
 
@@ -118,15 +121,42 @@ class OnnxGraph:
         self.drop_unread()
         graph = self.model.graph
         wanted = {output.name for output in graph.output}
-        wanted |= {name for node in self.nodes for name in node.input}
+        wanted |= {name for node in self.nodes for name in reads(node)}
         copies = [type(node).FromString(node.SerializeToString()) for node in self.nodes]
         del graph.node[:]
         graph.node.extend(copies)
         for tensor in [tensor for tensor in graph.initializer if tensor.name not in wanted]:
             graph.initializer.remove(tensor)
-        domains = {"", *(node.domain for node in self.nodes)}
+        domains = {"", *(inner.domain for node in self.nodes for inner in _with_inner(node))}
         for entry in [e for e in self.model.opset_import if e.domain not in domains]:
             self.model.opset_import.remove(entry)
+
+
+def reads(node: Any) -> set[str]:
+    """The values that a node reads: its inputs, and what its subgraphs take from around them."""
+    found = {name for name in node.input if name}
+    for graph in _subgraphs(node):
+        inner = {name for one in graph.node for name in reads(one)}
+        inner |= {output.name for output in graph.output}
+        inner -= {value.name for value in (*graph.input, *graph.initializer)}
+        found |= inner - {name for one in graph.node for name in one.output}
+    return found
+
+
+def _subgraphs(node: Any) -> Iterator[Any]:
+    """The graphs that an `If`, `Loop` or `Scan` runs."""
+    for one in node.attribute:
+        if one.HasField("g"):
+            yield one.g
+        yield from one.graphs
+
+
+def _with_inner(node: Any) -> Iterator[Any]:
+    """A node and those of its subgraphs."""
+    yield node
+    for graph in _subgraphs(node):
+        for one in graph.node:
+            yield from _with_inner(one)
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:

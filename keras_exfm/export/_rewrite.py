@@ -64,7 +64,7 @@ def _compare_integers(graph: OnnxGraph) -> None:
             if known is not None:
                 inputs.append(name)
             elif value is not None and _exact(value):
-                inputs.append(graph.add_constant(f"{name}/whole", value.astype(dtype)))
+                inputs.append(graph.add_constant(f"{name}/{dtype.name}", value.astype(dtype)))
         if len(inputs) == 2:
             graph.replace(node, [helper.make_node(node.op_type, inputs, list(node.output))])
 
@@ -110,28 +110,27 @@ def _join_columns(graph: OnnxGraph) -> None:
     for node in list(graph.nodes):
         if node.op_type != "Concat" or [a.i for a in node.attribute if a.name == "axis"] != [1]:
             continue
-        plain = [_column(graph, name) for name in node.input]
-        runs: list[tuple[bool, list[str]]] = []
-        for name, column in zip(node.input, plain):
-            single = column is not None
-            if not runs or runs[-1][0] != single:
-                runs.append((single, []))
-            runs[-1][1].append(column or name)
-        if max((len(names) for single, names in runs if single), default=0) < 3:
+        # Inputs as they are, and the columns that those of a run are, if it is one of columns.
+        runs: list[tuple[list[str], list[str]]] = []
+        for name in node.input:
+            column = _column(graph, name)
+            if not runs or bool(runs[-1][1]) != (column is not None):
+                runs.append(([], []))
+            runs[-1][0].append(name)
+            runs[-1][1].extend([] if column is None else [column])
+        if max((len(columns) for _, columns in runs), default=0) < 3:
             continue
         made, parts = [], []
-        for number, (single, names) in enumerate(runs):
-            if not single or len(names) < 3:
-                if single:
-                    names = [n for n, c in zip(node.input, plain) if c in names]
+        for number, (names, columns) in enumerate(runs):
+            if len(columns) < 3:
                 parts += names
                 continue
             stem = f"{node.output[0]}/columns_{number}"
-            shape = graph.add_constant(f"{stem}/shape", np.array([len(names), -1], np.int64))
+            shape = graph.add_constant(f"{stem}/shape", np.array([len(columns), -1], np.int64))
             whole = len(runs) == 1
             end = node.output[0] if whole else stem
             made += [
-                helper.make_node("Concat", names, [f"{stem}/flat"], axis=0),
+                helper.make_node("Concat", columns, [f"{stem}/flat"], axis=0),
                 helper.make_node("Reshape", [f"{stem}/flat", shape], [f"{stem}/rows"]),
                 helper.make_node("Transpose", [f"{stem}/rows"], [end], perm=[1, 0]),
             ]

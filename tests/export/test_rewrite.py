@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import keras
 import numpy as np
 import pytest
 
@@ -100,6 +101,106 @@ def test_integers_are_compared_as_such(limit, rewritten):
     rewrite(file)
     assert operations(file) == ({"Less": 1} if rewritten else {"Cast": 1, "Less": 1})
     np.testing.assert_array_equal(run(file, {"ids": ids}), before)
+
+
+def test_one_constant_beside_integers_of_two_sizes():
+    inputs = [("a", TensorProto.INT32, ["n"]), ("b", TensorProto.INT64, ["n"])]
+    file = model(
+        [
+            helper.make_node("Cast", ["a"], ["p"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["b"], ["q"], to=TensorProto.FLOAT),
+            helper.make_node("Less", ["p", "limit"], ["x"]),
+            helper.make_node("Less", ["q", "limit"], ["y"]),
+            helper.make_node("And", ["x", "y"], ["out"]),
+        ],
+        inputs,
+        ("out", TensorProto.BOOL, ["n"]),
+        [("limit", np.float32(3))],
+    )
+    rewrite(file)
+    assert operations(file) == {"Less": 2, "And": 1}
+    feed = {"a": np.array([1, 5, 2], np.int32), "b": np.array([1, 2, 5], np.int64)}
+    assert run(file, feed).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("order", ["AMABC", "ABCMABC", "AAAM", "AMBMAB"])
+def test_columns_that_come_twice_are_joined_twice(order):
+    file = model(
+        [
+            *(helper.make_node("Unsqueeze", [n.lower(), "one"], [n]) for n in "ABC"),
+            helper.make_node("Concat", list(order), ["out"], axis=1),
+        ],
+        [*((n, 1, ["n"]) for n in "abc"), ("M", 1, ["n", 1])],
+        ("out", 1, ["n", len(order)]),
+        [("one", np.array([1], np.int64))],
+    )
+    feed = {n: np.array([i, -i], np.float32) for i, n in enumerate("abc", 1)}
+    feed["M"] = np.array([[9], [-9]], np.float32)
+    first = [feed[n.lower() if n != "M" else n].reshape(-1) for n in order]
+    rewrite(file)
+    np.testing.assert_array_equal(run(file, feed), np.stack(first, 1))
+    assert (operations(file)["Transpose"] > 0) == (order != "AMBMAB")
+
+
+def branch(nodes, name):
+    return helper.make_graph(
+        nodes, name, [], [helper.make_tensor_value_info(nodes[-1].output[0], 1, ["n"])]
+    )
+
+
+def test_what_a_subgraph_reads_stays():
+    """Nodes, constants and the versions of operators, however deep the subgraph is."""
+    inner = helper.make_node(
+        "If",
+        ["d"],
+        ["inner"],
+        then_branch=branch([helper.make_node("Add", ["y", "three"], ["deep"])], "deeper"),
+        else_branch=branch(
+            [helper.make_node("Gelu", ["y"], ["gelu"], domain="com.microsoft")], "other"
+        ),
+    )
+    outer = helper.make_node(
+        "If",
+        ["c"],
+        ["out"],
+        then_branch=branch([inner, helper.make_node("Neg", ["inner"], ["negated"])], "then"),
+        else_branch=branch([helper.make_node("Identity", ["y"], ["same"])], "else"),
+    )
+    file = model(
+        [
+            helper.make_node("Mul", ["x", "two"], ["y"]),
+            helper.make_node("Mul", ["x", "unread"], ["z"]),
+            outer,
+        ],
+        [("x", 1, ["n"]), ("c", TensorProto.BOOL, []), ("d", TensorProto.BOOL, [])],
+        ("out", 1, ["n"]),
+        [("two", np.float32(2)), ("three", np.float32(3)), ("unread", np.float32(4))],
+    )
+    file.opset_import.extend(
+        [helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("ai.onnx.ml", 3)]
+    )
+    rewrite(file)
+    assert operations(file) == {"Mul": 1, "If": 1}
+    assert [tensor.name for tensor in file.graph.initializer] == ["two", "three"]
+    assert {i.domain for i in file.opset_import} == {"", "com.microsoft"}
+    feed = {"x": np.array([1, 2], np.float32), "c": np.array(True), "d": np.array(True)}
+    assert run(file, feed).tolist() == [-5, -7]
+    assert run(file, feed | {"c": np.array(False)}).tolist() == [2, 4]
+
+
+@tensorflow_only
+@pytest.mark.parametrize("recurrent", ["GRU", "SimpleRNN"])
+def test_recurrent_layers(tmp_path, recurrent):
+    """Their loop is a subgraph that reads the embeddings and the weights from around it."""
+    seen = keras.Input((6,), dtype="int32", name="seen")
+    embedded = kx.layers.EmbeddingTable(20, 4)(seen)
+    output = keras.layers.Dense(1)(getattr(keras.layers, recurrent)(5)(embedded))
+    made = keras.Model({"seen": seen}, output)
+    batch = {"seen": np.random.default_rng(0).integers(-1, 20, (3, 6)).astype("int32")}
+    report = export.onnx(made, tmp_path / "m.onnx", check=batch)
+    assert operations(onnx.load(report.path))["Loop"] == 1
+    (got,) = export.load(report.path)(batch).values()
+    np.testing.assert_allclose(got, made.predict_on_batch(batch), atol=1e-6)
 
 
 @tensorflow_only
