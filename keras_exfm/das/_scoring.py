@@ -52,15 +52,17 @@ class Scores:
 
 
 def encoded(table: pa.Table, schema: Schema, where: str) -> dict[str, np.ndarray]:
-    """The features as a teacher reads them.
+    """The features as a teacher reads them, in arrays of its own.
 
     Raises:
         StreamError: For rows that do not fit `schema`; names `where`, column, row and value.
     """
     try:
-        return schema.encode({f.name: raw_feature(table.column(f.name), f) for f in schema})
+        found = schema.encode({f.name: raw_feature(table.column(f.name), f) for f in schema})
     except SchemaError as error:
         raise StreamError(f"{where}: {error}") from error
+    # A teacher is foreign code, which may change its input in place; Arrow's memory is read-only.
+    return {n: column if column.flags.writeable else column.copy() for n, column in found.items()}
 
 
 def score_rows(

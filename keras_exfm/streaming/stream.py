@@ -197,7 +197,8 @@ class Stream:
         as far as whole row groups go, without being read.
 
         Yields:
-            The features, `label`, `teacher_logit` (NaN for none), `weight` and `columns`.
+            The features, `label`, `teacher_logit` (NaN for none), `weight` and `columns`; arrays
+            may be views of what was read, which is read-only: copy what you change.
 
         Raises:
             StreamError: For a file that cannot be read or rows that do not fit `schema`; names

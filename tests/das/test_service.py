@@ -156,6 +156,21 @@ def test_rows_with_a_teacher_that_is_not_finite_are_without(tmp_path):
     assert np.isnan(read(tmp_path, 5)["teacher_logit"]).sum() == 3
 
 
+def test_a_teacher_may_change_its_input_in_place(tmp_path):
+    partitions.write_impressions(tmp_path / "data", 5, impressions(5))
+
+    def teacher(features):
+        for column in features.values():
+            column += 1
+        return features["x"] * features["ad"]
+
+    service(tmp_path, scorer=CallableScorer(teacher)).process_hour(5)
+    rows = kx.streaming.read_hour(tmp_path / "labelled", 5, SCHEMA)
+    x = np.linspace(-1, 1, 6)
+    np.testing.assert_allclose(rows["x"], x, rtol=1e-6)
+    np.testing.assert_allclose(rows["teacher_logit"], (x + 1) * (rows["ad"] + 1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("output", [np.zeros(5), np.zeros((6, 2)), np.array(["a"] * 6)])
 def test_teacher_of_the_wrong_shape_is_refused_before_writing(tmp_path, output):
     partitions.write_impressions(tmp_path / "data", 5, impressions(5))
