@@ -416,11 +416,16 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
     Returns:
         int32 array of the same shape; ids that are int32 already come back as they are.
 
+    Raises:
+        SchemaError: For an array of other kinds, such as floats.
+
     Example:
 
     >>> fold_ids(np.array([7, 2**40])).tolist()
     [7, 1391604470]
     """
+    if ids.dtype.kind not in "biuUOS":
+        raise SchemaError(f"Expected integer or string ids. Received dtype {ids.dtype}")
     if ids.dtype.kind in "UOS":
         import hashlib
 

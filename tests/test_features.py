@@ -102,6 +102,12 @@ def test_fold_keeps_small_ids_and_spreads_large_ones():
     assert folded.tolist() == fold_ids(np.array(["a", "b", "a"], object)).tolist()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "datetime64[s]"])
+def test_fold_of_what_is_no_id_is_refused(dtype):
+    with pytest.raises(SchemaError, match=rf"integer or string ids.*{dtype[:8]}"):
+        fold_ids(np.array([-1, 5]).astype(dtype))
+
+
 def fold(number):
     """murmur3's 64-bit finalizer in Python's integers, the low 31 bits."""
     if -(2**31) <= number < 2**31:
