@@ -163,6 +163,7 @@ def measure_service(root: Path, hours: int, workers: int) -> dict[str, float]:
             continue
         # The first hour's other units count: the next hour is scored meanwhile.
         rows += step.rows * (step.kind == "score")
+        # Scoring overlaps the other kinds: these do not add up to the whole.
         seconds[step.kind] = seconds.get(step.kind, 0.0) + step.seconds
     spent = time.monotonic() - begun
     worker.close()

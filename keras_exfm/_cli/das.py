@@ -95,7 +95,7 @@ def follow(
     log: Annotated[LogFormat, typer.Option(help="Log lines on stdout.")] = LogFormat.json,
     backend: BackendOption = None,
 ) -> None:
-    """Do work as partitions land, until SIGTERM or Ctrl-C; the unit under way is ended first."""
+    """Do work as partitions land, until SIGTERM or Ctrl-C; the unit whose turn it is ends first."""
     with readable_errors():
         settings = _job(job)
         use_backend(backend)

@@ -23,9 +23,11 @@ _LONGEST_WAIT_S = 300.0
 class Follower:
     """Does work as partitions land, and waits where there is none.
 
-    One unit of work is under way at a time, and it holds a few chunks of rows, however much has
-    landed: what waits, waits on disk. A unit that fails is logged and tried again, after a wait
-    that doubles up to five minutes; nothing is passed over. Stopping lets the unit under way end.
+    At most two units of work are under way at a time, one that scores and one that does not, and
+    each holds a few chunks of rows, however much has landed: what waits, waits on disk. A unit that
+    fails is logged and tried again, after a wait that doubles up to five minutes; nothing is passed
+    over. Stopping lets the unit end whose turn it is, and gives up an hour that is scored ahead of
+    its turn: it is scored again at the next start.
 
     Args:
         job: The job.

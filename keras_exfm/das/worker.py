@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import dataclasses
 import itertools
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +46,8 @@ class Step:
         not_finite: Rows whose teacher gave NaN or infinity.
         mean_age_s: Mean age of the teacher over the scored rows; NaN without any.
         counts: Of an audit: reason -> events.
-        seconds: How long it took.
+        seconds: How long it took. Scoring runs beside other units, so the sum over units may be
+            more than the time of the whole.
     """
 
     kind: Kind
@@ -69,8 +72,8 @@ class Worker:
     time, an hour after the task's window, when late ones are known. Each unit is one Delta commit
     with an application transaction, or files of fixed names and content: so any number of workers
     may run one job, and one that is killed at any moment may be started again; nothing is lost or
-    doubled. (Two workers that race may both score an hour; one of them commits.) An hour is scored
-    while the one before it is emitted and audited.
+    doubled. (Two workers that race may both score an hour; one of them commits.) The next
+    hour that is to be scored is scored while those before it are emitted and audited.
 
     Args:
         job: The job.
@@ -130,10 +133,19 @@ class Worker:
         self.predictions = Predictions(job.predictions, size, job.output_options or None)
         self.side = SideOutput(job.side, (job.side_options or None))
         self._checked: set[int] = set()
-        self._left = threading.Event()
+        # Collecting an iterator that was dropped takes it, wherever that happens.
+        self._lock = threading.RLock()
+        self._under_way: _Scoring | None = None
 
     def close(self) -> None:
-        """Stops the engine's processes."""
+        """Gives up an hour that is being scored, and stops the engine's processes.
+
+        Steps that are under way end with an error at the next one.
+        """
+        with self._lock:
+            scoring, self._under_way = self._under_way, None
+        if scoring is not None:
+            scoring.give_up()
         if self.engine is not None:
             self.engine.close()
 
@@ -145,39 +157,67 @@ class Worker:
                 labels may still come. Defaults to `False`.
 
         Returns:
-            What was done. None of a unit that fails; those before it stay committed, and the next
-            hour's predictions may be.
+            What was done. None of a unit that fails; those before it stay committed, and so do the
+            predictions of an hour that was being scored meanwhile.
         """
         return list(self.steps(ended))
 
     def steps(self, ended: bool = False) -> Iterator[Step]:
         """As `run`, a unit at a time, in the order of `due`.
 
-        While a unit's step is looked at, and while rows are emitted, the next hour is scored: a
-        teacher leaves processors idle, or needs none. Left early, this gives that hour up.
-        """
-        units = self.due(ended)
-        coming = collections.deque(unit for unit in units if unit[0] == "score")
-        self._left.clear()
-        with ThreadPoolExecutor(1, "score") as pool:
-            scored = pool.submit(self._timed, *coming.popleft()) if coming else None
-            try:
-                for unit in units:
-                    if unit[0] == "score":
-                        assert scored is not None
-                        step = scored.result()
-                        scored = pool.submit(self._timed, *coming.popleft()) if coming else None
-                    else:
-                        step = self._timed(*unit)
-                    if self.on_step is not None:
-                        self.on_step(step)
-                    yield step
-            finally:
-                self._left.set()
+        While a unit's step is looked at, and while rows are emitted and events audited, the next
+        unit of kind `"score"` runs in a thread: a teacher leaves processors idle, or needs none.
+        Left early, this gives that hour up; where a unit fails, it is ended and committed first.
 
-    def _timed(self, kind: Kind, name: str, hour: int) -> Step:
+        Raises:
+            RuntimeError: If other steps of this worker are under way.
+        """
+        scoring = _Scoring()
+        with self._lock:
+            if self._under_way is not None:
+                raise RuntimeError(
+                    f"{self.job.name}: this worker's steps are under way already. End or `close` "
+                    "that iterator first, or make another Worker: any number may run one job."
+                )
+            self._under_way = scoring
+        try:
+            units = self.due(ended)
+            coming = collections.deque(unit for unit in units if unit[0] == "score")
+            scored = self._ahead(scoring, coming)
+            for unit in units:
+                if scoring.left.is_set():
+                    raise StreamError(f"{self.job.name}: the worker was closed meanwhile.")
+                if unit[0] == "score":
+                    assert scored is not None
+                    step = scored.result()
+                    scored = self._ahead(scoring, coming)
+                else:
+                    step = self._timed(*unit)
+                if self.on_step is not None:
+                    self.on_step(step)
+                yield step
+        except Exception:
+            # An engine that is left in the middle of an hour may have to load its teachers again.
+            scoring.finish()
+            raise
+        finally:
+            scoring.give_up()
+            with self._lock:
+                if self._under_way is scoring:
+                    self._under_way = None
+
+    def _ahead(
+        self, scoring: _Scoring, coming: collections.deque[tuple[Kind, str, int]]
+    ) -> Future[Step] | None:
+        """Begins the next unit that scores."""
+        if not coming:
+            return None
+        _, _, hour = coming.popleft()
+        return scoring.submit(lambda: self._timed("score", "", hour, scoring.left))
+
+    def _timed(self, kind: Kind, name: str, hour: int, *more: threading.Event) -> Step:
         begun = time.monotonic()
-        step: Step = getattr(self, f"_{kind}")(hour, name)
+        step: Step = getattr(self, f"_{kind}")(hour, name, *more)
         return dataclasses.replace(step, seconds=time.monotonic() - begun)
 
     def due(self, ended: bool = False) -> list[tuple[Kind, str, int]]:
@@ -240,16 +280,23 @@ class Worker:
         )
         return max(itertools.chain(found, *events), default=None)
 
-    def _score(self, hour: int, name: str = "") -> Step:
+    def _score(self, hour: int, name: str, left: threading.Event) -> Step:
         engine = self.engine
         assert engine is not None
+
+        def stay() -> None:
+            if left.is_set():
+                raise StreamError(f"{self.join.where(hour)}: given up while it was scored.")
+
+        stay()
         self._check(hour)
         told = _Told()
 
         def batches() -> Iterator[pa.Table]:
+            # Before an engine starts what would have to be stopped.
+            stay()
             for scored in self._scored(engine, hour):
-                if self._left.is_set():
-                    raise StreamError(f"{self.join.where(hour)}: given up while it was scored.")
+                stay()
                 told.not_finite += scored.not_finite
                 told.teacher(scored.rows)
                 yield scored.rows
@@ -341,6 +388,48 @@ class Worker:
             self._checked = {h for h in self._checked if h > hour - 10_000} | {hour}
 
 
+class _Scoring:
+    """The thread that scores, of one iterator over steps."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+        self._threads: list[int] = []
+        self._pool = ThreadPoolExecutor(
+            1, "score", initializer=lambda: self._threads.append(threading.get_ident())
+        )
+
+    def submit(self, function: Callable[[], Step]) -> Future[Step]:
+        """Runs it in the thread, which sees the caller's context variables and Keras' settings."""
+        return self._pool.submit(contextvars.copy_context().run, _with_keras_settings(function))
+
+    def finish(self) -> None:
+        """Waits for what was submitted."""
+        self._pool.shutdown()
+
+    def give_up(self) -> None:
+        """Has what runs end early, and waits for that."""
+        self.left.set()
+        # A dropped iterator may be collected in any thread, and none can wait for itself.
+        self._pool.shutdown(wait=threading.get_ident() not in self._threads)
+
+
+def _with_keras_settings(function: Callable[[], Step]) -> Callable[[], Step]:
+    """Keras keeps them a thread; a teacher made in a thread would not see the program's."""
+    if "keras" not in sys.modules:  # Labels alone, or teachers of other processes, need none.
+        return function
+    import keras
+
+    policy = keras.config.dtype_policy()
+    distribution = keras.distribution.distribution()
+
+    def run() -> Step:
+        keras.config.set_dtype_policy(policy)
+        keras.distribution.set_distribution(distribution)
+        return function()
+
+    return run
+
+
 @dataclasses.dataclass
 class _Told:
     rows: int = 0
@@ -380,7 +469,7 @@ class _Told:
 
 
 def summary(steps: list[Step]) -> dict[str, Any]:
-    """Totals of what was done, by kind."""
+    """Totals of what was done, by kind; `seconds` of kinds overlap, see `Step`."""
     found: dict[str, Any] = {}
     for step in steps:
         if step.committed:

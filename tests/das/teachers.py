@@ -22,6 +22,22 @@ def counting(path):
     return score
 
 
+def telling_policy(path):
+    """As `linear`; notes Keras' dtype policy where it is made and where it is asked."""
+    import keras
+
+    def tell(what):
+        with open(path, "a") as file:
+            file.write(f"{what} {keras.config.dtype_policy().name}\n")
+
+    def score(features):
+        tell("asked")
+        return linear(features)
+
+    tell("made")
+    return score
+
+
 def with_vectors(features):
     x = features["x"]
     return linear(features), np.stack([x, -x, np.full_like(x, 0.5)], axis=1)

@@ -3,6 +3,7 @@
 import shutil
 import threading
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -289,13 +290,22 @@ class Held(InlineEngine):
     def __init__(self, settings):
         super().__init__(settings)
         self.started, self.go, self.hours = threading.Event(), threading.Event(), 0
+        self.under_way, self.closed = 0, []
 
     def score(self, chunks, where):
         self.hours += 1
         if self.hours > 1:
             self.started.set()
             assert self.go.wait(30)
-        return super().score(chunks, where)
+        self.under_way += 1
+        try:
+            yield from super().score(chunks, where)
+        finally:
+            self.under_way -= 1
+
+    def close(self):
+        self.closed.append(self.under_way)
+        super().close()
 
 
 def held(root):
@@ -324,13 +334,83 @@ def test_an_hour_that_is_scored_when_the_worker_is_left_is_given_up(tmp_path, da
     steps = worker.steps(ended=True)
     first = next(step for step in steps if step.kind == "score")
     assert engine.started.wait(30)
+    left = worker._under_way.left
     leaving = threading.Thread(target=steps.close)
     leaving.start()
-    assert worker._left.wait(30)
+    assert left.wait(30)
     engine.go.set()
     leaving.join(30)
     assert sorted(worker.predictions.hours()) == [first.hour]
     files = sorted((tmp_path / "out" / "predictions").glob("hour=*/*.parquet"))
     assert [file.parent.name for file in files] == [f"hour={first.hour}"]
     worker.run(ended=True)
+    assert_streams(tmp_path, data)
+
+
+def test_steps_of_one_worker_do_not_overlap(tmp_path, data):
+    worker, engine = held(tmp_path)
+    steps = worker.steps(ended=True)
+    first = next(steps)
+    with pytest.raises(RuntimeError, match="ads: this worker's steps are under way already"):
+        worker.run(ended=True)
+    # The first goes on as if nothing had been.
+    engine.go.set()
+    rest = list(steps)
+    assert_streams(tmp_path, data)
+    assert len({(s.kind, s.name, s.hour) for s in [first, *rest]}) == 1 + len(rest)
+    assert worker.run(ended=True) == []
+    # One that was never begun, or was dropped, is none.
+    unused = worker.steps(ended=True)
+    assert worker.run(ended=True) == list(unused) == []
+
+
+def test_closing_waits_for_the_hour_that_is_scored(tmp_path, data):
+    worker, engine = held(tmp_path)
+    steps = worker.steps(ended=True)
+    first = next(step for step in steps if step.kind == "score")
+    assert engine.started.wait(30)
+    left = worker._under_way.left
+    closing = threading.Thread(target=worker.close)
+    closing.start()
+    assert left.wait(30)
+    assert engine.closed == []
+    engine.go.set()
+    closing.join(30)
+    assert engine.closed == [0]
+    assert sorted(worker.predictions.hours()) == [first.hour]
+    with pytest.raises(StreamError, match="ads: the worker was closed"):
+        next(steps)
+    worker.run(ended=True)
+    assert_streams(tmp_path, data)
+
+
+def test_of_a_failing_emission_the_hour_that_is_scored_is_kept(tmp_path, data, monkeypatch):
+    worker, engine = held(tmp_path)
+
+    def failing(hour, name):
+        assert engine.started.wait(30)
+        threading.Timer(0.05, engine.go.set).start()
+        raise StreamError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "_emit", failing)
+        with pytest.raises(StreamError, match="no room"):
+            worker.run(ended=True)
+    assert sorted(worker.predictions.hours()) == [5, 6]
+    assert engine.closed == []
+    steps = worker.run(ended=True)
+    assert [step.hour for step in steps if step.kind == "score"] == [7, 8, 9]
+    assert_streams(tmp_path, data)
+
+
+def test_a_teacher_sees_the_program_s_keras_settings(tmp_path, data):
+    before = keras.config.dtype_policy()
+    log = tmp_path / "policies"
+    teacher = {"entry_point": "tests.das.teachers:telling_policy", "arguments": {"path": str(log)}}
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        run(tmp_path, teacher={**teacher, "workers": 0})
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert set(log.read_text().splitlines()) == {"made mixed_bfloat16", "asked mixed_bfloat16"}
     assert_streams(tmp_path, data)
