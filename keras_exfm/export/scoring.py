@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 from keras_exfm.export._runtimes import OnnxRuntime, metadata
 from keras_exfm.export.errors import ExportError
 from keras_exfm.features import Schema, SchemaError
+from keras_exfm.streaming._ahead import ahead
 from keras_exfm.streaming.columns import StreamError, raw_feature
 
 _AHEAD = 4
@@ -119,7 +118,7 @@ def score(
     done = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for kept, batch in _ahead(_batches(rows, schema, columns, read, batch_size)):
+        for kept, batch in ahead(_batches(rows, schema, columns, read, batch_size), _AHEAD):
             found = runtime(batch)
             table = kept
             for name, values in found.items():
@@ -166,47 +165,6 @@ def _batches(
         raise StreamError(f"rows from {seen} on: {error}") from error
     except (OSError, pa.ArrowException) as error:
         raise ExportError(f"cannot read Parquet: {error}") from error
-
-
-def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same, made in a thread of its own, a few batches ahead."""
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(_AHEAD)
-    stop = threading.Event()
-
-    def work() -> None:
-        error: BaseException | None = None
-        try:
-            for batch in batches:
-                while not stop.is_set():
-                    try:
-                        ready.put((batch, None), timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set():
-                    return
-        except BaseException as caught:
-            error = caught
-        while not stop.is_set():
-            try:
-                ready.put((None, error or StopIteration()), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    thread = threading.Thread(target=work, daemon=True, name="score")
-    thread.start()
-    try:
-        while True:
-            batch, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield batch
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _column(values: np.ndarray) -> pa.Array:

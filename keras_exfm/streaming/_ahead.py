@@ -30,7 +30,8 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
     """
     waiting: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     left = threading.Event()
-    thread = threading.Thread(target=_fill, args=(items, waiting, left), name="read-ahead")
+    reader = threading.current_thread()
+    thread = threading.Thread(target=_fill, args=(items, waiting, left, reader), name="read-ahead")
     thread.start()
     try:
         while True:
@@ -45,27 +46,39 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
         left.set()
         with contextlib.suppress(queue.Empty):
             waiting.get_nowait()  # It need not wait for room.
-        thread.join()
+        # The thread itself is here if what it does drops the last reference to this iterator.
+        if thread is not threading.current_thread():
+            thread.join()
 
 
 def _fill(
-    items: Iterator[Any], waiting: queue.Queue[tuple[str, Any]], left: threading.Event
+    items: Iterator[Any],
+    waiting: queue.Queue[tuple[str, Any]],
+    left: threading.Event,
+    reader: threading.Thread,
 ) -> None:
     try:
         for item in items:
-            if not _put(waiting, ("item", item), left):
+            if not _put(waiting, ("item", item), left, reader):
                 return
     except BaseException as error:
-        _put(waiting, ("error", error), left)
+        _put(waiting, ("error", error), left, reader)
     else:
-        _put(waiting, ("end", None), left)
+        _put(waiting, ("end", None), left, reader)
 
 
 def _put(
-    waiting: queue.Queue[tuple[str, Any]], entry: tuple[str, Any], left: threading.Event
+    waiting: queue.Queue[tuple[str, Any]],
+    entry: tuple[str, Any],
+    left: threading.Event,
+    reader: threading.Thread,
 ) -> bool:
     """Waits for room; `False` if nobody will read."""
-    while not left.is_set() and threading.main_thread().is_alive():
+    while not left.is_set():
+        # The program lives as long as its main thread, and then its threads that are no daemons;
+        # those that Python did not start count as daemons.
+        if not threading.main_thread().is_alive() and (reader.daemon or not reader.is_alive()):
+            return False
         try:
             waiting.put(entry, timeout=_LOOK_S)
             return True

@@ -1,5 +1,7 @@
 """Chunks cut into batches, against batches that are cut from the whole."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_exfm as kx
-from keras_exfm.streaming import _blocks, read, read_hour, write_hour
+from keras_exfm.streaming import _ahead, _blocks, read, read_hour, write_hour
 from keras_exfm.streaming._ahead import ahead
 from keras_exfm.streaming._blocks import BlockBuilder
 from keras_exfm.streaming.columns import empty_array
@@ -154,3 +156,56 @@ def test_who_reads_ahead_ends_with_its_reader():
     assert "read-ahead" not in [thread.name for thread in threading.enumerate()]
     # The one that was read, two that waited, and those in the making.
     assert 4 <= len(made) <= 5
+
+
+def test_the_thread_that_reads_ahead_may_end_its_reader():
+    """As it does where it drops the last reference to it."""
+    go, found = threading.Event(), []
+
+    def numbers():
+        yield 0
+        go.wait(10)
+        try:
+            iterator.close()
+        except RuntimeError as error:
+            found.append(error)
+        else:
+            found.append("closed")
+        yield 1
+
+    iterator = ahead(numbers(), depth=1)
+    assert next(iterator) == 0
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "read-ahead")
+    go.set()
+    thread.join(10)
+    assert found == ["closed"]
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("daemon", "printed"), [(False, "4950"), (True, "")])
+def test_a_thread_reads_on_when_the_main_one_has_ended(daemon, printed):
+    """But a daemon's reading does not keep the program."""
+    program = f"""
+import importlib.util, threading, time
+
+spec = importlib.util.spec_from_file_location("read_ahead", {_ahead.__file__!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+begun = threading.Event()
+
+
+def work():
+    found = module.ahead(iter(range(100)), depth=1)
+    total = next(found)
+    begun.set()
+    threading.main_thread().join()
+    time.sleep(60 if {daemon} else 0)
+    print(total + sum(found))
+
+
+threading.Thread(target=work, daemon={daemon}).start()
+begun.wait(10)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout.strip()) == (0, printed), done.stderr
