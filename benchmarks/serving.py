@@ -15,9 +15,12 @@ ours does.
 
 Each measurement is a process of its own, and rounds go through all contenders in turn; but the
 student and PyTorch's models under ONNX Runtime take turns of eight calls in one process, so that
-what else the machine does is the same for all of them. The first three calls of a turn, which bring
-a model's weights back into the caches, are not counted. "Inputs alone" are graphs that only
-put the 39 inputs side by side, or hand on one matrix: what feeding them takes.
+what else the machine does is the same for all of them. Who comes first changes with each turn, and
+their threads do not spin, which would take the cores from the others. The first three calls of a
+turn, which bring a model's weights back into the caches, are not counted. "Inputs alone" are graphs
+that only put the 39 inputs side by side, or hand on one matrix: what feeding them takes. The ratio
+of Keras' time to ONNX Runtime's is one of unlike conditions: Keras has a process of its own there,
+and ONNX Runtime takes turns.
 
 A time is one call's, from NumPy arrays to a NumPy array, after `--warmup` calls; each batch size is
 measured for at least `--seconds`. Reported are p50 and p99 over the calls of all rounds. Runtimes
@@ -154,7 +157,30 @@ def make_torch(folder: Path) -> dict:
     return {"torch": torch.__version__}
 
 
-def caller(contender: str, size: str, folder: Path, threads: int) -> Callable[[dict], Any]:
+def session_of(file: Path | bytes, threads: int, shared: bool) -> Any:
+    """A session of ONNX Runtime, in a process that other sessions share or of its own."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if shared:
+        # Its threads would spin on while another session has its turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(
+        file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def in_turn(names: list[str], turn: int) -> list[str]:
+    """The contenders, another one first each turn."""
+    first = turn % len(names)
+    return names[first:] + names[:first]
+
+
+def caller(
+    contender: str, size: str, folder: Path, threads: int, shared: bool
+) -> Callable[[dict], Any]:
     """A function of a batch."""
     if contender == "Keras":
         import keras
@@ -164,21 +190,18 @@ def caller(contender: str, size: str, folder: Path, threads: int) -> Callable[[d
         model = keras.saving.load_model(folder / f"{size}.keras", compile=False)
         return model.predict_on_batch
     if contender.startswith(("PyTorch", "inputs alone")):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         way = contender.partition(": ")[2]
         file = (
             inputs_alone(ALONE[contender]) if contender in ALONE else folder / f"torch {way}.onnx"
         )
-        session = onnxruntime.InferenceSession(
-            file if isinstance(file, bytes) else str(file), options
-        )
+        session = session_of(file, threads, shared)
         return lambda batch: session.run(None, batch)[0]
     from keras_exfm import export
 
-    runtime = export.load(folder / FILES[contender].format(size), threads)
+    file = folder / FILES[contender].format(size)
+    runtime: Any = export.load(file, threads)
+    if contender == "ONNX Runtime":
+        runtime.session = session_of(file, threads, shared)
     return lambda batch: runtime(batch)["logit"]
 
 
@@ -212,7 +235,8 @@ def measure(args: argparse.Namespace) -> dict:
     if args.contender == TURNS:
         torch = [f"PyTorch under ONNX Runtime: {way}" for way in TORCH] if args.torch else []
         names = ["ONNX Runtime", *torch, *ALONE]
-    calls = {name: caller(name, args.size, args.folder, args.threads) for name in names}
+    shared = len(names) > 1
+    calls = {name: caller(name, args.size, args.folder, args.threads, shared) for name in names}
     found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for rows in BATCHES:
         batches = {name: batches_of(name, rows) for name in names}
@@ -221,16 +245,16 @@ def measure(args: argparse.Namespace) -> dict:
                 calls[name](batches[name][i % 8])
         times: dict[str, list[float]] = {name: [] for name in names}
         end = time.perf_counter() + args.seconds * len(names)
-        count = 0
-        while time.perf_counter() < end or count < 30:
-            for name in names:
-                for turn, batch in enumerate(batches[name]):
+        turn = 0
+        while time.perf_counter() < end or turn < 4:
+            for name in in_turn(names, turn):
+                for number, batch in enumerate(batches[name]):
                     start = time.perf_counter()
                     calls[name](batch)
                     taken = time.perf_counter() - start
-                    if len(names) == 1 or turn >= UNTIMED:
+                    if not shared or number >= UNTIMED:
                         times[name].append(1e3 * taken)
-            count += len(batches[names[0]])
+            turn += 1
         for name in names:
             found[name][str(rows)] = [round(t, 4) for t in times[name][:8000]]
     return {"times": found, "versions": _versions()}
