@@ -254,7 +254,8 @@ def main():
     command = (
         f"python benchmarks/scaling.py --stream {options.stream} --out FOLDER "
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend}"
-        f"{' --data DIR' if options.data else ''}{' --tiny' if options.tiny else ''}"
+        f"{' --data DIR' if options.data else ''}{' --no-knobs' if options.no_knobs else ''}"
+        f"{' --tiny' if options.tiny else ''}"
     )
     about = {
         "command": command,
@@ -283,6 +284,7 @@ def main():
         f"    {command}",
         "",
         info.description,
+        *(() if bayes is None else ("Here nothing drifts and nobody leaves.",)),
         "",
         f"{what}; mean ± standard deviation over seeds. Sizes are targets, met within 8 %.",
         "",
