@@ -262,7 +262,9 @@ def serving_logits(stream, variant, seed):
     logs, spent = {}, 0.0
 
     def teacher_step(x, y, weight):
-        """A step on what the teacher said alone."""
+        """A step on what the teacher said alone, as `progressive_validation` makes it."""
+        if getattr(model, "gates_closed", False):
+            return
         before = None
         if variant.get("accumulators") == "labels":
             before = [np.array(v) for v in accumulators]

@@ -263,6 +263,7 @@ def experiments(of):
                 "vanilla": vanilla(),
                 "keras.distillation": distiller(0.9),
                 "AH + SA": head(**SA),
+                **EMPTY,
                 **at_once(
                     {
                         "vanilla": vanilla(),

@@ -360,6 +360,18 @@ class ExternalDistillation(keras.Model):
         return self.branches[0].gate
 
     @property
+    def gates_closed(self) -> bool:
+        """Whether all teachers have a gate, each at 0: a step without labels would teach nothing.
+
+        It would not be a step that changes nothing: the momentum of Adam moves weights without a
+        gradient. `progressive_validation` leaves out steps of teachers alone meanwhile.
+        """
+        return bool(self.branches) and all(
+            branch.gate is not None and float(ops.convert_to_numpy(branch.gate.factor)) == 0
+            for branch in self.branches
+        )
+
+    @property
     def shared_head_weight(self) -> Any:
         """The first teacher's."""
         return self.branches[0].shared_head_weight

@@ -124,7 +124,8 @@ def progressive_validation(
     A teacher's prediction is logged when an example is served, a label is known later. With
     `teacher_batch_size`, the model learns from the first as soon as it is there: every so many rows
     it predicts, and then trains on what the teacher said of them, their labels masked. When the
-    labels are known it trains on the hour as without.
+    labels are known it trains on the hour as without. While all gates of an `ExternalDistillation`
+    are at 0, such steps without labels are left out.
 
     To resume, save the model in `on_window`, and pass the first hour that it has not seen as
     `start` and the same `predictions_path`: the result is that of the uninterrupted run.
@@ -243,7 +244,8 @@ def progressive_validation(
         found = [np.empty(0, np.float32)]
         for batch in _fixed(data, schema, teacher_batch_size or batch_size):
             found.append(_predict(model, batch, schema, task))
-            if teacher_batch_size is not None and train:
+            closed = getattr(model, "gates_closed", False)
+            if teacher_batch_size is not None and train and not closed:
                 _train(model, [_without_labels(batch, targets)], schema, targets)
         logit = np.concatenate(found)
         kept = {name: data[name] for name in ("label", "weight", *columns)}

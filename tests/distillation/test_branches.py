@@ -196,6 +196,12 @@ def test_a_shut_gate_leaves_the_plain_student():
     history = model.fit(stream(*batches), verbose=0).history
     plain.fit(stream(*((x, y["label"], w) for x, y, w in batches)), verbose=0)
     assert history["teacher_gate"] == [0.0]
+    assert model.gates_closed
+    model.gate._factor.assign(0.5)
+    assert not model.gates_closed
+    # A teacher without a gate is always heard; a student without a teacher hears none.
+    assert not distilled(auxiliary_head=AuxiliaryHead()).gates_closed
+    assert not distilled(functional()).gates_closed
     for a, b in zip(plain.student.get_weights(), model.student.get_weights()):
         np.testing.assert_array_equal(a, b)
     # The heads learn all the same.

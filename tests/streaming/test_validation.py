@@ -112,6 +112,17 @@ def test_the_teacher_can_come_before_the_labels(path, tmp_path):
     assert {call[0] for call in quiet.calls} == {"predict"}
 
 
+def test_while_all_gates_are_closed_the_teacher_is_not_heard_early(path):
+    model = Recorder()
+    model.gates_closed = True
+    progressive_validation(
+        model, path, batch_size=16, teacher_batch_size=8, teacher=True, hours=(1, 2)
+    )
+    trained = [call for call in model.calls if call[0] == "train"]
+    assert [len(call[1]) for call in trained] == [16] * 5
+    assert not any(np.isnan(call[2]["label"]).any() for call in trained)
+
+
 def test_without_training(path, tmp_path):
     model = Recorder()
     progressive_validation(model, path, train=False, teacher=False, predictions_path=tmp_path)
