@@ -265,9 +265,7 @@ def pad_batch(batch: Batch, schema: Schema, size: int) -> Batch:
     return padded
 
 
-def split(
-    batch: Batch, schema: Schema, targets: Sequence[str]
-) -> tuple[Batch, Batch, np.ndarray]:
+def split(batch: Batch, schema: Schema, targets: Sequence[str]) -> tuple[Batch, Batch, np.ndarray]:
     """A flat batch as `(features, labels, weight)`."""
     features = {name: batch[name] for name in schema.names}
     labels = {name: batch[name] for name in targets}
