@@ -157,6 +157,11 @@ def law_lines(records):
     return lines
 
 
+def short(records):
+    """Records without their hours, which would make a megabyte; figure and page show them."""
+    return [{key: value for key, value in r.items() if key != "hours"} for r in records]
+
+
 def start_lines(records, without):
     """The same sizes with and without a start at the base rate."""
     from keras_exfm.tuner.scaling.sweep import excess
@@ -266,9 +271,9 @@ def main():
         "processor": cpu_model(),
         "cores": os.cpu_count(),
         "seconds_of_this_call": round(time.monotonic() - started),
-        "runs": records,
-        "knobs": knob_records,
-        "starts": start_records,
+        "runs": short(records),
+        "knobs": short(knob_records),
+        "starts": short(start_records),
     }
     (results / f"{options.stream}.json").write_text(json.dumps(about, indent=1) + "\n")
     bayes = records[0]["figures"].get("bayes_ne")
