@@ -22,7 +22,7 @@ from keras_exfm import streaming
 from keras_exfm.das._join import HourJoin
 from keras_exfm.das._predictions import APP_ID, Predictions
 from keras_exfm.das._side_output import SideOutput
-from keras_exfm.das.engines import Engine, PartitionEngine, Scored, make_engine
+from keras_exfm.das.engines import ConnectedEngine, Engine, PartitionEngine, Scored, make_engine
 from keras_exfm.das.job import Job
 from keras_exfm.streaming import StreamError, partitions
 
@@ -183,6 +183,8 @@ class Worker:
         try:
             units = self.due(ended)
             coming = collections.deque(unit for unit in units if unit[0] == "score")
+            if coming and isinstance(self.engine, ConnectedEngine):
+                self.engine.connect()
             scored = self._ahead(scoring, coming)
             for unit in units:
                 if scoring.left.is_set():

@@ -414,3 +414,23 @@ def test_a_teacher_sees_the_program_s_keras_settings(tmp_path, data):
         keras.config.set_dtype_policy(before)
     assert set(log.read_text().splitlines()) == {"made mixed_bfloat16", "asked mixed_bfloat16"}
     assert_streams(tmp_path, data)
+
+
+def test_the_thread_that_owns_the_worker_connects_the_engine(tmp_path, data):
+    """A cluster that Ray starts ends with the thread that started it, as scoring's does."""
+    worker, engine = held(tmp_path)
+    engine.go.set()
+    seen = []
+    engine.connect = lambda: seen.append(threading.current_thread())
+    scoring = engine.score
+
+    def score(*args):
+        seen.append(threading.current_thread())
+        return scoring(*args)
+
+    engine.score = score
+    worker.run(ended=True)
+    assert seen[0] is threading.current_thread()
+    assert len(seen) > 1
+    assert threading.current_thread() not in seen[1:]
+    assert_streams(tmp_path, data)

@@ -1,5 +1,11 @@
 """What runs a teacher over an hour's rows."""
 
-from keras_exfm.das.engines.engine import Engine, PartitionEngine, Scored, make_engine
+from keras_exfm.das.engines.engine import (
+    ConnectedEngine,
+    Engine,
+    PartitionEngine,
+    Scored,
+    make_engine,
+)
 
-__all__ = ["Engine", "PartitionEngine", "Scored", "make_engine"]
+__all__ = ["ConnectedEngine", "Engine", "PartitionEngine", "Scored", "make_engine"]

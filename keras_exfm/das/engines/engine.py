@@ -59,6 +59,15 @@ class PartitionEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class ConnectedEngine(Protocol):
+    """An engine that is connected by the thread that owns it, before another one scores."""
+
+    def connect(self) -> None:
+        """Connects, if that has not been done."""
+        ...
+
+
 def make_engine(job: Job, schema: Schema) -> Engine | None:
     """The engine that a job asks for; `None` if it has no teacher."""
     if job.teacher is None:

@@ -54,14 +54,14 @@ class RayEngine:
 
     def score(self, chunks: Iterator[pa.Table], where: str) -> Iterator[Scored]:
         """Scores tables, which all go to Ray's object store first."""
-        self._connect()
+        self.connect()
         refs = [self._ray.put(chunk) for chunk in chunks]
         if refs:
             yield from self._map(self._ray.data.from_arrow_refs(refs), None, None, where)
 
     def score_partition(self, part: Partition, columns: list[str], where: str) -> Iterator[Scored]:
         """Scores an hour's files, in any order."""
-        self._connect()
+        self.connect()
         items = []
         for file in part.files:
             with part.filesystem.open_input_file(file) as source:
@@ -95,7 +95,12 @@ class RayEngine:
         except self._ray.exceptions.RayError as error:
             raise _explained(error, where) from error
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Joins the cluster, or starts one on this machine, if that has not been done.
+
+        One that is started here ends with the thread that started it: Ray's processes ask the
+        kernel to be told of its end.
+        """
         context = self._ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
