@@ -1,5 +1,6 @@
 """The ray engine gives what the local one gives."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -94,3 +95,29 @@ def test_ray_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(JobError, match=r"keras-exfm\[ray\]"):
         Worker(changed(tmp_path))
+
+
+OWN_CLUSTER = """
+import pathlib, sys
+from keras_exfm.das import Worker
+from tests.das import made
+root = pathlib.Path(sys.argv[1])
+point = {"entry_point": "tests.das.teachers:linear", "workers": 1}
+join = {"memory_limit": "200MB", "threads": 1, "chunk_rows": 16}
+worker = Worker(made.job(root, engine="ray", teacher=point, join=join))
+for hour in range(5, 8):
+    made.source(root / "data", range(hour, hour + 1))
+    print([(s.kind, s.hour) for s in worker.steps()], flush=True)
+worker.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own_outlives_the_steps_that_started_it(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", OWN_CLUSTER, str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    lines = run.stdout.splitlines()
+    assert [f"('score', {hour})" in line for hour, line in zip(range(5, 8), lines)] == [True] * 3
