@@ -6,6 +6,7 @@ import pytest
 
 import keras_exfm as kx
 from keras_exfm.tuner import Cost, scaling
+from keras_exfm.tuner._oracle import replace_json
 from keras_exfm.tuner.scaling import Configuration, ScalingLaw, Sweep
 from tests.tuner import streams
 
@@ -126,11 +127,11 @@ def test_sweep_runs_each_once_and_goes_on(tmp_path):
     wanted = [Configuration.of("FM", streams.schema(), {"dim": d}) for d in (2, 4)]
     lines = []
 
-    def sweep():
+    def sweep(**options):
         return Sweep(
             tmp_path / "sweep",
             stream,
-            table_learning_rates=(1000.0, 0.1),
+            **{"table_learning_rates": (0.1, 1000.0), **options},
             batch_size=96,
             metrics_from=streams.FIRST + 2,
             progress=lines.append,
@@ -152,6 +153,11 @@ def test_sweep_runs_each_once_and_goes_on(tmp_path):
     assert [h["examples"] for h in record["hours"]] == [96] * 4
     assert record["cost"]["training_flops"] == wanted[0].cost.training_flops
 
+    # Other rates choose anew, and what ran at the old ones no longer counts.
+    sweep(table_learning_rates=(0.2,)).run(wanted[:1], seeds=[1])
+    assert [r["table_learning_rate"] for r in again.records()] == [0.2]
+    assert len(lines) == 4
+
     # What progressive validation gives by itself.
     import keras
 
@@ -162,6 +168,41 @@ def test_sweep_runs_each_once_and_goes_on(tmp_path):
         model, stream, batch_size=96, metrics_from=streams.FIRST + 2
     )
     assert record["figures"]["ne"] == pytest.approx(result.whole["ne"], rel=1e-6)
+
+
+def test_each_size_has_its_own_rates(tmp_path, monkeypatch):
+    """The search walks to the best neighbour on the grid, from where the smaller size ended."""
+    stream = streams.write(tmp_path / "labelled", hours=4)
+    wanted = [Configuration.of("FM", streams.schema(), {"dim": d}) for d in (4, 2)]
+    tables, dense = (0.01, 0.1, 1.0, 10.0), (1e-4, 1e-3, 1e-2)
+    best = {2: (0.01, 1e-4), 4: (0.01, 1e-2)}
+    tried = []
+
+    def run(self, each, seed, rates, hours, metrics_from, kind):
+        dim = each.options["dim"]
+        if kind == "rates":
+            tried.append((dim, rates.table, rates.dense))
+            assert hours == (streams.FIRST, streams.FIRST + 1)
+            assert metrics_from == streams.FIRST + 1
+        far = abs(np.log10(rates.table / best[dim][0])) + abs(np.log10(rates.dense / best[dim][1]))
+        ne = np.nan if rates.table == 10.0 else 0.8 + far
+        replace_json(
+            self.folder / kind / f"{each.key}-{rates.name}-seed{seed}.json",
+            {"figures": {"ne": ne}, "cost": {"training_flops": each.cost.training_flops}, "seed": 1,
+             "name": "FM", "kind": kind, "rates": [rates.table, rates.dense]},
+        )  # fmt: skip
+        return {"figures": {"ne": ne}}
+
+    monkeypatch.setattr(Sweep, "_run", run)
+    sweep = Sweep(
+        tmp_path / "sweep", stream, tables, dense, batch_size=96, metrics_from=streams.FIRST + 2
+    )
+    sweep.run(wanted)
+    assert [r["rates"] for r in sweep.records()] == [list(best[2]), list(best[4])]
+    # The smaller size starts in the middle, the larger one where the smaller ended.
+    assert tried[0] == (2, 1.0, 1e-3)
+    assert next(t for t in tried if t[0] == 4) == (4, *best[2])
+    assert len(tried) == len(set(tried)) < 2 * len(tables) * len(dense)
 
 
 def records(name, c, seeds=(1, 2)):

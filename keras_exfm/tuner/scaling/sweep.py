@@ -24,23 +24,41 @@ from keras_exfm.tuner.scaling.scaling_law import Prediction, ScalingLaw
 Record = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rates:
+    """Learning rates of the tables and of the dense weights."""
+
+    table: float
+    dense: float
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        return f"table{self.table:g}-dense{self.dense:g}"
+
+
 class Sweep:
     """Trains each configuration once over a stream, in a single pass, for each seed.
 
     Each run is a JSON file in `folder/runs`; a run that is there is not repeated, so a sweep that
-    was stopped goes on, and one can be widened. The tables' learning rate decides much and differs
-    between models: if several are given, each model's own is chosen by the NE of its middle size
-    on `choosing_hours`, with the first seed.
+    was stopped goes on, and one can be widened.
+
+    Learning rates decide much, and the best ones differ between models and between sizes of one
+    model. If several are given, each configuration's own pair is chosen by NE on `choosing_hours`
+    with the first seed: the search starts at the pair of the next smaller configuration of the
+    model (the smallest at the middle of both lists) and goes to the best neighbour on the grid
+    while one is better. Choices are kept in `folder/chosen`; other lists choose anew.
 
     Args:
         folder: Where the runs are kept.
         stream: The labelled stream.
-        table_learning_rates: Rates of the tables to choose from. Defaults to `(0.1,)`.
-        learning_rate: Adam's, of the dense weights. Defaults to `0.001`.
+        table_learning_rates: _Rates of the tables to choose from. Defaults to `(0.1,)`.
+        learning_rates: _Rates of Adam, for the dense weights, to choose from. Defaults to
+            `(0.001,)`.
         batch_size: Rows a batch. Defaults to `1024`.
         hours: First and last hour. Defaults to `None`, all.
         metrics_from: First hour that counts. Defaults to `None`, the first.
-        choosing_hours: First and last hour by which the rate is chosen; the hours before are
+        choosing_hours: First and last hour by which the rates are chosen; the hours before are
             trained on too. Defaults to `None`: the third quarter of the hours before
             `metrics_from`, or of all, to its end.
         progress: Called with a line of text after each run. Defaults to `None`.
@@ -51,7 +69,7 @@ class Sweep:
         folder: str | os.PathLike[str],
         stream: str | os.PathLike[str] | Stream,
         table_learning_rates: Sequence[float] = (0.1,),
-        learning_rate: float = 1e-3,
+        learning_rates: Sequence[float] = (1e-3,),
         batch_size: int = 1024,
         hours: tuple[int | None, int | None] | None = None,
         metrics_from: int | None = None,
@@ -60,10 +78,8 @@ class Sweep:
     ) -> None:
         self.folder = Path(folder)
         self.stream = as_stream(stream)
-        self.table_learning_rates = tuple(table_learning_rates)
-        if not self.table_learning_rates:
-            raise ValueError("`table_learning_rates` should hold a rate. Received: none")
-        self.learning_rate = learning_rate
+        self.table_learning_rates = _rates("table_learning_rates", table_learning_rates)
+        self.learning_rates = _rates("learning_rates", learning_rates)
         self.batch_size = batch_size
         chosen = self.stream.select_hours(hours)
         self.hours = (chosen[0], chosen[-1])
@@ -73,54 +89,85 @@ class Sweep:
         self.progress = progress or (lambda line: None)
 
     def run(self, configurations: Iterable[Configuration], seeds: Sequence[int] = (1,)) -> None:
-        """Makes the runs that are not there yet, seed by seed."""
-        wanted = list(configurations)
-        rates = {model: self._rate(model, wanted, seeds[0]) for model in {c.model for c in wanted}}
+        """Makes the runs that are not there yet, seed by seed, from the smallest size on."""
+        wanted = sorted(configurations, key=lambda c: c.cost.training_flops)
+        rates: dict[str, _Rates] = {}
         for seed in seeds:
+            smaller: dict[str, _Rates] = {}
             for each in wanted:
-                self._run(each, seed, rates[each.model], self.hours, self.metrics_from, "runs")
+                if each.key not in rates:
+                    rates[each.key] = self._chosen(each, seeds[0], smaller.get(each.model))
+                smaller[each.model] = rates[each.key]
+                self._run(each, seed, rates[each.key], self.hours, self.metrics_from, "runs")
 
     def records(self, seeds: Sequence[int] | None = None) -> list[Record]:
-        """All runs that are there, by size."""
-        found = [json.loads(f.read_text()) for f in sorted(self.folder.glob("runs/*.json"))]
+        """All runs that are there, at the rates that were chosen, by size."""
+        found = []
+        for file in sorted(self.folder.glob("chosen/*.json")):
+            rates = _Rates(**json.loads(file.read_text())["rates"])
+            runs = self.folder.glob(f"runs/{file.stem}-{rates.name}-seed*.json")
+            found += [json.loads(run.read_text()) for run in sorted(runs)]
         found = [r for r in found if seeds is None or r["seed"] in seeds]
         return sorted(found, key=lambda r: (r["cost"]["training_flops"], r["name"], r["seed"]))
 
-    def _rate(self, model: str, wanted: list[Configuration], seed: int) -> float:
-        if len(self.table_learning_rates) == 1:
-            return self.table_learning_rates[0]
-        sizes = sorted((c for c in wanted if c.model == model), key=lambda c: c.cost.training_flops)
-        middle = sizes[len(sizes) // 2]
-        start, end = self.choosing_hours
-        tried = {
-            rate: self._run(middle, seed, rate, (self.hours[0], end), start, "rates")
-            for rate in self.table_learning_rates
+    def _chosen(self, each: Configuration, seed: int, start: _Rates | None) -> _Rates:
+        file = self.folder / "chosen" / f"{each.key}.json"
+        grid = {
+            "table_learning_rates": list(self.table_learning_rates),
+            "learning_rates": list(self.learning_rates),
         }
+        if file.exists():
+            there = json.loads(file.read_text())
+            if there["grid"] == grid:
+                return _Rates(**there["rates"])
+        tables, dense = self.table_learning_rates, self.learning_rates
+        tried: dict[tuple[int, int], float] = {}
 
-        def quality(rate: float) -> float:
-            # Too high a rate may end in NaN, which no comparison would put last.
-            ne = float(tried[rate]["figures"]["ne"])
-            return ne if math.isfinite(ne) else math.inf
+        def quality(place: tuple[int, int]) -> float:
+            if place not in tried:
+                first, last = self.choosing_hours
+                rates = _Rates(tables[place[0]], dense[place[1]])
+                run = self._run(each, seed, rates, (self.hours[0], last), first, "rates")
+                ne = float(run["figures"]["ne"])
+                # Too high a rate may end in NaN, which no comparison would put last.
+                tried[place] = ne if math.isfinite(ne) else math.inf
+            return tried[place]
 
-        return min(tried, key=quality)
+        def better(place: tuple[int, int]) -> tuple[int, int]:
+            near = [
+                (place[0] + i, place[1] + j) for i, j in ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
+            ]
+            return min(
+                (p for p in near if 0 <= p[0] < len(tables) and 0 <= p[1] < len(dense)), key=quality
+            )
+
+        place = (len(tables) // 2, len(dense) // 2)
+        if start is not None:
+            place = tables.index(start.table), dense.index(start.dense)
+        if len(tables) * len(dense) > 1:
+            while (following := better(place)) != place:
+                place = following
+        rates = _Rates(tables[place[0]], dense[place[1]])
+        replace_json(file, {"rates": dataclasses.asdict(rates), "grid": grid})
+        return rates
 
     def _run(
         self,
         each: Configuration,
         seed: int,
-        rate: float,
+        rates: _Rates,
         hours: tuple[int, int],
         metrics_from: int,
         kind: str,
     ) -> Record:
-        file = self.folder / kind / f"{each.key}-rate{rate:g}-seed{seed}.json"
+        file = self.folder / kind / f"{each.key}-{rates.name}-seed{seed}.json"
         if file.exists():
             return json.loads(file.read_text())
         keras.utils.clear_session()
         keras.utils.set_random_seed(seed)
-        model = each.build(self.stream.schema, RowwiseAdagrad(rate))
+        model = each.build(self.stream.schema, RowwiseAdagrad(rates.table))
         model.compile(
-            keras.optimizers.Adam(self.learning_rate),
+            keras.optimizers.Adam(rates.dense),
             keras.losses.BinaryCrossentropy(from_logits=True),
         )
         started = time.monotonic()
@@ -139,8 +186,8 @@ class Sweep:
             "options": dict(each.options),
             "cost": dataclasses.asdict(each.cost),
             "seed": seed,
-            "learning_rate": self.learning_rate,
-            "table_learning_rate": rate,
+            "learning_rate": rates.dense,
+            "table_learning_rate": rates.table,
             "seconds": round(time.monotonic() - started, 1),
             "figures": result.whole,
             "hours": [
@@ -149,10 +196,18 @@ class Sweep:
         }
         replace_json(file, record)
         self.progress(
-            f"{each.name} {each.cost.training_flops:,} FLOPs, table rate {rate:g}, seed {seed}: "
-            f"NE {result.whole['ne']:.5f} in {record['seconds']:.0f} s"
+            f"{each.name} {each.cost.training_flops:,} FLOPs, table rate {rates.table:g}, dense "
+            f"rate {rates.dense:g}, seed {seed}: NE {result.whole['ne']:.5f} in "
+            f"{record['seconds']:.0f} s"
         )
         return record
+
+
+def _rates(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    rates = tuple(sorted(set(values)))
+    if not rates:
+        raise ValueError(f"`{name}` should hold a rate. Received: none")
+    return rates
 
 
 def excess(figures: Record) -> float:
