@@ -16,27 +16,15 @@ pytestmark = pytest.mark.backend_free
 ROOT = Path(keras_exfm.__file__).parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages([str(ROOT)], "keras_exfm."))
 
-# Lowest first, as in docs/architecture.md: a module may import its own group and those before.
-ORDER = [
-    {"features"},
-    {"optimizers"},
-    {"distribution"},
-    {"losses"},
-    {"metrics"},
-    {"layers"},
-    {"models"},
-    {"distillation"},
-    {"streaming"},
-    {"export"},
-    {"das"},
-    {"datasets"},
-    {"tuner"},
-    {"report"},
-    {"pipeline"},
-    {"_cli"},
-    {"cli"},
-]
-LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+def _table() -> dict[str, set[str]]:
+    """Folder -> the folders that it imports, in the order of docs/architecture.md."""
+    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)(?:\.py|/)` \| .* \| (.*) \|$", text, re.M)
+    return {name: set(re.findall(r"\w+", imports.partition("(")[0])) for name, imports in rows}
+
+
+TABLE = _table()
 
 
 def _imports(path: Path) -> set[str]:
@@ -51,17 +39,34 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [m for m in MODULES if m != "keras_exfm"])
-def test_imports_point_one_way(name):
-    own = name.split(".")[1]
+def _file(name: str) -> Path:
     path = ROOT / "/".join(name.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    imported = _imports(path)
-    assert not [m for m in imported if m.startswith("keras.src")]
-    for module in imported:
-        parts = module.split(".")
-        if parts[0] == "keras_exfm" and len(parts) > 1 and parts[1] in LEVEL:
-            assert LEVEL[parts[1]] <= LEVEL[own], f"{name} imports {module}"
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def test_the_table_names_every_folder_and_points_up():
+    assert set(TABLE) == {m.split(".")[1] for m in MODULES}
+    above: set[str] = set()
+    for name, imports in TABLE.items():
+        assert imports <= above, f"{name} imports what stands below it"
+        above.add(name)
+
+
+@pytest.mark.parametrize("folder", TABLE)
+def test_imports_are_those_of_the_table(folder):
+    found = {}
+    for name in MODULES:
+        if name.split(".")[1] != folder:
+            continue
+        imported = _imports(_file(name))
+        assert not [m for m in imported if m.startswith("keras.src")]
+        for parts in (module.split(".") for module in imported):
+            if parts[0] == "keras_exfm" and parts[1:] and parts[1] in TABLE:
+                found.setdefault(parts[1], name)
+    found.pop(folder, None)
+    more = {own: name for own, name in found.items() if own not in TABLE[folder]}
+    assert not more, f"docs/architecture.md lacks these imports of {folder}: {more}"
+    assert set(found) == TABLE[folder], f"docs/architecture.md names imports that {folder} has not"
 
 
 def _public_classes():
