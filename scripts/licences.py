@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 # Tools of this repository; nothing of them reaches a user. CUDA's own packages are NVIDIA's.
@@ -46,11 +47,6 @@ KNOWN = {
 
 
 _YES = "permissive"
-
-
-def normal(name: str) -> str:
-    """A distribution's normalized name."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def licence(metadata: importlib.metadata.PackageMetadata) -> str:
@@ -97,7 +93,7 @@ def dependencies() -> tuple[dict[str, importlib.metadata.Distribution], set[str]
     """All that is needed, directly or not, by name, and what of it is not installed."""
     found: dict[str, importlib.metadata.Distribution] = {}
     missing: set[str] = set()
-    waiting = [(normal(r.name), frozenset(r.extras)) for r in direct()]
+    waiting = [(canonicalize_name(r.name), frozenset(r.extras)) for r in direct()]
     seen = set()
     while waiting:
         name, extras = waiting.pop()
@@ -113,7 +109,7 @@ def dependencies() -> tuple[dict[str, importlib.metadata.Distribution], set[str]
         for requirement in map(Requirement, distribution.requires or []):
             marker = requirement.marker
             if marker is None or any(marker.evaluate({"extra": e}) for e in (*extras, "")):
-                waiting.append((normal(requirement.name), frozenset(requirement.extras)))
+                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
     return found, missing
 
 

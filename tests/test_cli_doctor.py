@@ -37,6 +37,15 @@ def traps(versions=(), environment=(), backend="tensorflow"):
     return {f.name: f for f in found if f.status != "ok"}
 
 
+def test_of_two_distributions_of_a_name_the_first_on_the_path_counts(tmp_path, monkeypatch):
+    for folder, name, version in (("one", "Some_Name", "2.0"), ("two", "some.name", "1.0")):
+        about = tmp_path / folder / f"{name}-{version}.dist-info" / "METADATA"
+        about.parent.mkdir(parents=True)
+        about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / folder)])
+    assert doctor.installed()["some-name"] == "2.0"
+
+
 def test_requirements():
     found = requirements()
     assert found["keras"] == Finding("keras", "3.15.1")

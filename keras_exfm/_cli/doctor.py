@@ -16,6 +16,7 @@ from typing import Literal
 
 import typer
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from rich.markup import escape
 from rich.table import Table
 
@@ -79,11 +80,12 @@ def doctor(backend: BackendOption = None) -> None:
 
 def installed() -> dict[str, str]:
     """Version of every distribution, by its normalized name."""
-    return {
-        _normal(name): found.version
-        for found in importlib.metadata.distributions()
-        if (name := found.metadata["Name"])
-    }
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        if name := distribution.metadata["Name"]:
+            # Where the path has two of a name, Python imports the first.
+            found.setdefault(canonicalize_name(name), distribution.version)
+    return found
 
 
 def declared() -> list[str]:
@@ -119,18 +121,18 @@ def check_requirements(versions: Mapping[str, str], requirements: Sequence[str])
         if requirement.marker is None or requirement.marker.evaluate({"extra": name}):
             extras.setdefault(name, []).append(requirement)
     for requirement in extras.pop("", []):
-        version = versions.get(_normal(requirement.name))
+        name = canonicalize_name(requirement.name)
+        version = versions.get(name)
         # Either is fine; which one is declared depends on the machine.
-        if version is None and _normal(requirement.name) in ("tensorflow-cpu", "tensorflow"):
+        if version is None and name in ("tensorflow-cpu", "tensorflow"):
             version = versions.get("tensorflow") or versions.get("tensorflow-cpu")
         found.append(_versioned(requirement, version))
     for extra, needed in extras.items():
-        # Extras for work on the package itself, and extras of extras.
-        needed = [r for r in needed if _normal(r.name) != "keras-exfm"]
+        # For work on the package itself.
         if extra in ("dev", "docs"):
             continue
-        states = [_versioned(r, versions.get(_normal(r.name))) for r in needed]
-        there = [s for r, s in zip(needed, states) if _normal(r.name) in versions]
+        states = [_versioned(r, versions.get(canonicalize_name(r.name))) for r in needed]
+        there = [s for r, s in zip(needed, states) if canonicalize_name(r.name) in versions]
         old = [s for s in there if s.status == "wrong"]
         install = f"pip install 'keras-exfm[{extra}]'"
         text = ", ".join(f"{s.name} {s.found}" for s in there) or "not installed"
@@ -269,10 +271,6 @@ def _versioned(requirement: Requirement, version: str | None) -> Finding:
 
 def _plain(requirement: Requirement) -> str:
     return f"{requirement.name}{requirement.specifier}"
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _minor(version: str) -> tuple[int, ...]:
