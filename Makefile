@@ -61,7 +61,8 @@ test-slow: $(BIN)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow
 
-# Minutes, and 2 GB an extra: wheel and sdist, then the wheel in an empty environment with each extra.
+# Minutes, and 2 GB, an extra: wheel and sdist, then the wheel in an empty environment with each extra, or
+# with EXTRAS="none jax".
 dist-check: $(BIN)/.installed
 	$(BIN)/python scripts/dist_check.py $(if $(EXTRAS),--extras $(EXTRAS))
 

@@ -131,9 +131,7 @@ def build(out: Path) -> tuple[Path, Path]:
 def main() -> None:
     """Builds, then checks extra by extra."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--extras", nargs="+", default=["none", "jax", "tuner", "das", "onnx"], choices=list(USES)
-    )
+    parser.add_argument("--extras", nargs="+", default=list(USES), choices=list(USES))
     parser.add_argument("--out", type=Path, help="keep wheel and sdist in this folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

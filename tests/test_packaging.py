@@ -51,6 +51,14 @@ def test_the_version_is_stated_once():
     assert all(part.isdigit() for part in parts)
 
 
+def test_the_distribution_check_uses_every_extra():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    uses = runpy.run_path(str(ROOT / "scripts" / "dist_check.py"))["USES"]
+    # A GPU, a Keras of its own, and tools of this repository.
+    beside = {"gpu", "parity", "docs", "dev"}
+    assert set(uses) == {"none", *declared["optional-dependencies"]} - beside
+
+
 @pytest.fixture(scope="module")
 def licences():
     return runpy.run_path(str(ROOT / "scripts" / "licences.py"))
