@@ -133,9 +133,9 @@ BIAS = {
 }
 
 
-def crossed(conditions, variants, suffix=""):
+def crossed(conditions, variants):
     return {
-        f"{condition}: {name}{suffix}": {**how, **variant}
+        f"{condition}: {name}": {**how, **variant}
         for condition, how in conditions.items()
         for name, variant in variants.items()
     }

@@ -122,11 +122,11 @@ def _criteo(label: str = "label") -> tuple[Column, ...]:
     )
 
 
-def _avazu(hour: Kind = "yymmddhh") -> tuple[Column, ...]:
+def _avazu() -> tuple[Column, ...]:
     return (
         Column("id", "skip"),
         Column("click", "label"),
-        Column("hour", hour),
+        Column("hour", "yymmddhh"),
         Column("C1", "int", rows=100),
         Column("banner_pos", "int", rows=100),
         Column("site_id", "hex", rows=8_000),

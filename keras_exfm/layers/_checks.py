@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 
-def positive_int(name: str, value: Any, *, minimum: int = 1) -> int:
-    """`value` as an `int` of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(
-            f"`{name}` should be an integer of at least {minimum}. Received: {name}={value!r}"
-        )
+def positive_int(name: str, value: Any) -> int:
+    """`value` as an `int` of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"`{name}` should be an integer of at least 1. Received: {name}={value!r}")
     return int(value)
 
 
