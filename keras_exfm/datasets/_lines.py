@@ -287,7 +287,8 @@ def _between(first: int, last: int) -> Callable[[pa.Array], pa.Array]:
 
 
 def _seconds(text: pa.Array) -> pa.Array:
-    return pc.multiply(_required_number(text), 1000).cast(pa.int64())
+    # A fraction may be finer than a millisecond.
+    return pc.round(pc.multiply(_required_number(text), 1000)).cast(pa.int64())
 
 
 def _yymmddhh(text: pa.Array) -> pa.Array:

@@ -99,7 +99,12 @@ class PublicTable:
                 "`positive_rating` should be a number. Received: "
                 f"positive_rating={positive_rating!r}"
             )
-        for key, value in (("rows_per_hour", rows_per_hour), ("limit", limit)):
+        counts = {"rows_per_hour": rows_per_hour, "limit": limit}
+        if isinstance(rows, Mapping):
+            counts |= {f"rows[{table!r}]": count for table, count in rows.items()}
+        else:
+            counts["rows"] = rows
+        for key, value in counts.items():
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int) or value < 1
             ):
@@ -378,9 +383,8 @@ class PublicTable:
         rows = column.rows
         if column.first is None:
             given = self.rows
-            rows = (
-                given.get(column.table or name, rows) if isinstance(given, dict) else given or rows
-            )
+            given = given.get(column.table or name) if isinstance(given, dict) else given
+            rows = rows if given is None else given
         if column.length:
             return MultiHot(name, rows, length=column.length, hashed=True, table=column.table)
         return Categorical(name, rows, hashed=column.first is None)

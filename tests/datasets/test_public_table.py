@@ -235,6 +235,12 @@ def test_histories(tmp_path):
     assert "is_like" not in kuai
 
 
+def test_seconds_may_have_fractions(tmp_path):
+    ratings = {"u.data": ["1\t2\t3\t881250949.123", "1\t2\t3\t881250949.1239"]}
+    first, second = rows("movielens_100k", put(tmp_path, FILES["movielens_100k"] | ratings))
+    assert (first["timestamp"], second["timestamp"]) == (881250949123, 881250949124)
+
+
 def test_frappe_ids_are_not_hashed(tmp_path):
     table = PublicTable("frappe_x1", rows=7)
     features, label = table.arrays(put(tmp_path, FILES["frappe_x1"]))
@@ -452,6 +458,9 @@ def test_lines_are_counted_over_blocks(tmp_path, monkeypatch):
     [
         ({"name": "criteo"}, "There are: .*criteo_kaggle"),
         ({"numbers": "raw"}, "numbers='raw'"),
+        ({"rows": 0}, "rows=0"),
+        ({"name": "frappe_x1", "rows": -1}, "rows=-1"),
+        ({"rows": {"C1": 0}}, r"rows\['C1'\]=0"),
         ({"rows": {"C99": 3}}, r"\['C99'\]. criteo_kaggle has: \['C1'"),
         ({"rows_per_hour": 0}, "rows_per_hour=0"),
         ({"limit": True}, "limit=True"),
