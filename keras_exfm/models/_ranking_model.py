@@ -108,3 +108,31 @@ class RankingModel(keras.Model):
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
         return cls(**config)
+
+
+class EmbeddingModel(RankingModel):
+    """A model that begins with a `FeatureEmbedding`, whose arguments are its own too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        embedding = self.get_layer(EMBEDDING)
+        self.schema = embedding.schema
+        self.dim = embedding.dim
+        self.numeric_units = embedding.numeric_units
+        self.numeric_embeddings = embedding.numeric_embeddings
+        self.embeddings_initializer = embedding.embeddings_initializer
+        self.embeddings_regularizer = embedding.embeddings_regularizer
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that these models have in common."""
+        return {
+            **super().get_config(),
+            "schema": self.schema.to_dict(),
+            "dim": self.dim,
+            "numeric_units": plain(self.numeric_units),
+            "numeric_embeddings": self.numeric_embeddings,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
+            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
+            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
+        }

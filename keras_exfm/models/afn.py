@@ -12,7 +12,7 @@ from keras_exfm.layers import FeatureEmbedding, LogarithmicTransformation, _chec
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
     REPRESENTATION,
-    RankingModel,
+    EmbeddingModel,
     as_schema,
     plain,
 )
@@ -20,7 +20,7 @@ from keras_exfm.models._towers import dnn, summed_logit
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class AFN(RankingModel):
+class AFN(EmbeddingModel):
     """Logarithmic neurons that learn the orders of their interactions (AFN+: with an MLP beside).
 
     Structure, with `X` and `E` from two `FeatureEmbedding`s of the same features, since the
@@ -133,35 +133,21 @@ class AFN(RankingModel):
         outputs = summed_logit(x, [], prior)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
         self.neurons = neurons
         self.afn_units = afn_units
         self.dnn_units = dnn_units
         self.afn_dropout = afn_dropout
         self.dnn_dropout = dnn_dropout
         self.batch_norm = batch_norm
-        self.numeric_units = numeric_units
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
             "neurons": self.neurons,
             "afn_units": plain(self.afn_units),
             "dnn_units": plain(self.dnn_units),
             "afn_dropout": self.afn_dropout,
             "dnn_dropout": self.dnn_dropout,
             "batch_norm": self.batch_norm,
-            "numeric_units": plain(self.numeric_units),
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

@@ -12,7 +12,7 @@ from keras_exfm.layers import FeatureEmbedding, FirstOrder, InteractingAttention
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
     REPRESENTATION,
-    RankingModel,
+    EmbeddingModel,
     as_schema,
     plain,
 )
@@ -20,7 +20,7 @@ from keras_exfm.models._towers import dnn, summed_logit
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class AutoInt(RankingModel):
+class AutoInt(EmbeddingModel):
     """Self-attention over the embeddings, beside an MLP (then called AutoInt+).
 
     Structure, with `X_0` from `FeatureEmbedding`:
@@ -152,8 +152,6 @@ class AutoInt(RankingModel):
         outputs = summed_logit(x, linear, prior)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
         self.num_layers = num_layers
         self.attention_units = attention_units
         self.num_heads = num_heads
@@ -164,17 +162,11 @@ class AutoInt(RankingModel):
         self.first_order = first_order
         self.dropout = dropout
         self.batch_norm = batch_norm
-        self.numeric_units = numeric_units
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
             "num_layers": self.num_layers,
             "attention_units": self.attention_units,
             "num_heads": self.num_heads,
@@ -185,10 +177,4 @@ class AutoInt(RankingModel):
             "first_order": self.first_order,
             "dropout": self.dropout,
             "batch_norm": self.batch_norm,
-            "numeric_units": plain(self.numeric_units),
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

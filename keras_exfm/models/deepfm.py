@@ -12,7 +12,7 @@ from keras_exfm.layers import FactorizationMachine, FeatureEmbedding, FirstOrder
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
     REPRESENTATION,
-    RankingModel,
+    EmbeddingModel,
     as_schema,
     plain,
 )
@@ -20,7 +20,7 @@ from keras_exfm.models._towers import dnn, summed_logit
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class DeepFM(RankingModel):
+class DeepFM(EmbeddingModel):
     """A factorization machine and an MLP that share their embeddings.
 
     Structure, with `X` from `FeatureEmbedding`:
@@ -114,29 +114,15 @@ class DeepFM(RankingModel):
         outputs = summed_logit(h, [pairs(x), linear(inputs)], prior)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
         self.dnn_units = dnn_units
         self.dropout = dropout
         self.batch_norm = batch_norm
-        self.numeric_units = numeric_units
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
             "dnn_units": plain(self.dnn_units),
             "dropout": self.dropout,
             "batch_norm": self.batch_norm,
-            "numeric_units": plain(self.numeric_units),
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

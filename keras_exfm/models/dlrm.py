@@ -12,7 +12,7 @@ from keras_exfm.layers import DotInteraction, FeatureEmbedding, _checks
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
     REPRESENTATION,
-    RankingModel,
+    EmbeddingModel,
     as_schema,
     plain,
 )
@@ -20,7 +20,7 @@ from keras_exfm.models._towers import dnn, summed_logit
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class DLRM(RankingModel):
+class DLRM(EmbeddingModel):
     """A small, fast ranking model: all pairwise dots of the embeddings, and an MLP.
 
     Structure, with `X` of shape `(n, dim)` from `FeatureEmbedding` (numeric embeddings included):
@@ -135,31 +135,17 @@ class DLRM(RankingModel):
         outputs = summed_logit(z, [], prior)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
         self.top_units = top_units
         self.dropout = dropout
         self.batch_norm = batch_norm
         self.concat_embeddings = concat_embeddings
-        self.numeric_units = numeric_units
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
             "top_units": plain(self.top_units),
             "dropout": self.dropout,
             "batch_norm": self.batch_norm,
             "concat_embeddings": self.concat_embeddings,
-            "numeric_units": plain(self.numeric_units),
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

@@ -13,7 +13,7 @@ from keras_exfm.models._ranking_model import (
     EMBEDDING,
     LOGIT,
     REPRESENTATION,
-    RankingModel,
+    EmbeddingModel,
     as_schema,
     plain,
 )
@@ -21,7 +21,7 @@ from keras_exfm.models._towers import dnn, head_initializers
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class FinalMLP(RankingModel):
+class FinalMLP(EmbeddingModel):
     """Two MLP streams with gated inputs and a bilinear fusion.
 
     Structure, with `e` the flat embeddings:
@@ -158,8 +158,6 @@ class FinalMLP(RankingModel):
         )(x)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
         self.mlp1_units = mlp1_units
         self.mlp2_units = mlp2_units
         self.mlp1_dropout = mlp1_dropout
@@ -170,17 +168,11 @@ class FinalMLP(RankingModel):
         self.fs2_context = fs2_context
         self.num_heads = num_heads
         self.batch_norm = batch_norm
-        self.numeric_units = numeric_units
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
             "mlp1_units": plain(self.mlp1_units),
             "mlp2_units": plain(self.mlp2_units),
             "mlp1_dropout": self.mlp1_dropout,
@@ -191,10 +183,4 @@ class FinalMLP(RankingModel):
             "fs2_context": plain(self.fs2_context),
             "num_heads": self.num_heads,
             "batch_norm": self.batch_norm,
-            "numeric_units": plain(self.numeric_units),
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

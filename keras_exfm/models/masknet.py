@@ -12,7 +12,7 @@ from keras_exfm.layers import FeatureEmbedding, FieldwiseLayerNormalization, Mas
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
     REPRESENTATION,
-    RankingModel,
+    EmbeddingModel,
     as_schema,
     loud_relu,
     plain,
@@ -23,7 +23,7 @@ STRUCTURES = ("serial", "parallel")
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class MaskNet(RankingModel):
+class MaskNet(EmbeddingModel):
     """Hidden layers whose inputs are masked by a function of the embeddings.
 
     Structure, with `X` from `FeatureEmbedding` and `v = flatten(X)`:
@@ -154,8 +154,6 @@ class MaskNet(RankingModel):
         outputs = summed_logit(x, [], prior)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
         self.structure = structure
         self.block_units = block_units
         self.reduction_ratio = reduction_ratio
@@ -163,17 +161,11 @@ class MaskNet(RankingModel):
         self.dropout = dropout
         self.embedding_norm = embedding_norm
         self.block_norm = block_norm
-        self.numeric_units = numeric_units
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
             "structure": self.structure,
             "block_units": plain(self.block_units),
             "reduction_ratio": self.reduction_ratio,
@@ -181,10 +173,4 @@ class MaskNet(RankingModel):
             "dropout": self.dropout,
             "embedding_norm": self.embedding_norm,
             "block_norm": self.block_norm,
-            "numeric_units": plain(self.numeric_units),
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }

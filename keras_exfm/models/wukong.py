@@ -12,7 +12,7 @@ from keras_exfm.layers import FeatureEmbedding, WukongLayer, _checks
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
     REPRESENTATION,
-    RankingModel,
+    EmbeddingModel,
     as_schema,
     plain,
 )
@@ -44,7 +44,7 @@ def _matching(name: str, values: list[Any], num_layers: int) -> list[Any]:
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class Wukong(RankingModel):
+class Wukong(EmbeddingModel):
     """A stack of factorization machines with a scaling law.
 
     Structure, with `X_0` from `FeatureEmbedding`:
@@ -176,8 +176,6 @@ class Wukong(RankingModel):
         outputs = summed_logit(x, [], prior)
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
         self.num_layers = num_layers
         self.n_fmb = n_fmb
         self.n_lcb = n_lcb
@@ -190,17 +188,11 @@ class Wukong(RankingModel):
         self.dropout = dropout
         self.head_dropout = head_dropout
         self.head_batch_norm = head_batch_norm
-        self.numeric_units = numeric_units
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
         return {
             **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
             "num_layers": self.num_layers,
             "n_fmb": plain(self.n_fmb),
             "n_lcb": plain(self.n_lcb),
@@ -213,10 +205,4 @@ class Wukong(RankingModel):
             "dropout": self.dropout,
             "head_dropout": self.head_dropout,
             "head_batch_norm": self.head_batch_norm,
-            "numeric_units": plain(self.numeric_units),
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
         }
