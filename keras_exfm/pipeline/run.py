@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from keras_exfm import datasets, report, streaming
 from keras_exfm.das import DataAugmentationService, HourReport, SnapshotStore
+from keras_exfm.datasets._writing import Silent
 from keras_exfm.features import Schema
 from keras_exfm.pipeline import networks
 from keras_exfm.pipeline.config import ConfigError, PreparedData, RunConfig, Student
@@ -43,29 +44,15 @@ _OVERALL = _WINDOWS.remove(_WINDOWS.get_field_index("hour"))
 TEACHER = "teacher"
 
 
-class Progress(Protocol):
+class Progress(datasets.Progress, Protocol):
     """Where a run tells how far it is."""
-
-    def begin(self, label: str, total: int) -> None:
-        """A stage of `total` steps starts."""
-        ...
-
-    def step(self, done: int, note: str = "") -> None:
-        """`done` steps of the current stage are through."""
-        ...
 
     def say(self, text: str) -> None:
         """A line that stays."""
         ...
 
 
-class _Silent:
-    def begin(self, label: str, total: int) -> None:
-        """Nothing."""
-
-    def step(self, done: int, note: str = "") -> None:
-        """Nothing."""
-
+class _Silent(Silent):
     def say(self, text: str) -> None:
         """Nothing."""
 
@@ -183,12 +170,19 @@ class Run:
     def _fixed(self) -> dict[str, Any]:
         """What must not change while a run goes on: all that stream and teacher depend on."""
         whole = self.config.model_dump(mode="json")
+        del whole["teacher"]["batch_size"]
+        # Comparing the files' sums changes nothing in what is made from them.
+        whole["data"].get("options", {}).pop("check", None)
         return {
             "data": whole["data"],
             "teacher": whole["teacher"],
-            "batch_size": whole["evaluation"]["batch_size"],
+            "batch_size": self._teacher_batch_size,
             "backend": _backend(),
         }
+
+    @property
+    def _teacher_batch_size(self) -> int:
+        return self.config.teacher.batch_size or self.config.evaluation.batch_size
 
     def _prepare(self) -> tuple[Path, DatasetInfo]:
         data = self.config.data
@@ -263,7 +257,7 @@ class Run:
                     root / "labelled",
                     hour,
                     names,
-                    batch_size=self.config.teacher.batch_size or self.config.evaluation.batch_size,
+                    batch_size=self._teacher_batch_size,
                 )
                 # An hour's labels are complete `label_lag` hours after its end: a teacher that
                 # learned from them could not have been there earlier.

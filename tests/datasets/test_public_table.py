@@ -329,6 +329,11 @@ def test_a_stopped_preparation_goes_on(tmp_path):
     whole = table.write(folder, tmp_path / "b")
     assert table.write(folder, tmp_path / "a") == whole
     assert content(tmp_path / "a") == content(tmp_path / "b")
+    # Whether the file's sum is computed makes no other data set; another sum does.
+    assert table.write(folder, tmp_path / "a", check=False) == whole
+    altered = put(tmp_path / "altered", {"train.txt": [CRITEO] * 8})
+    with pytest.raises(StreamError, match="another data set: source.sha256"):
+        table.write(altered, tmp_path / "a")
     other = PublicTable("criteo_kaggle", rows_per_hour=4)
     with pytest.raises(StreamError, match="another data set: parameters.rows_per_hour: 4"):
         other.write(folder, tmp_path / "a")

@@ -179,12 +179,39 @@ def test_killed_between_commit_and_training(finished, tmp_path, monkeypatch):
         np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("own", "used"), [(None, 64), (16, 16)])
+def test_rows_of_a_teachers_step(finished, tmp_path, monkeypatch, own, used):
+    """The evaluation's, unless the teacher has its own: then those of the evaluation may change."""
+    seen = []
+
+    def train_hour(*args, batch_size, **kwargs):
+        seen.append(batch_size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "train_hour", train_hour)
+    changed = tree(data={"source": "prepared", "path": str(finished[1] / "data")})
+    changed["teacher"]["batch_size"] = own
+    with pytest.raises(KeyboardInterrupt):
+        Run(parse(changed), tmp_path / "run").execute()
+    changed["evaluation"]["batch_size"] = 32
+    with pytest.raises(KeyboardInterrupt if own else ConfigError, match=None if own else "batch_s"):
+        Run(parse(changed), tmp_path / "run").execute()
+    assert seen == ([used] * 2 if own else [used])
+
+
 def test_another_teacher_in_the_same_folder_is_refused(finished):
     _, folder, _ = finished
     changed = tree()
     changed["teacher"]["learning_rate"] = 0.5
     with pytest.raises(ConfigError, match=r"other settings for \['teacher'\]"):
         Run(parse(changed), folder).execute()
+
+
+def test_whether_sums_are_compared_makes_no_other_run(tmp_path):
+    for check in (True, False):
+        data = {"source": "avazu", "path": str(tmp_path / "none"), "options": {"check": check}}
+        with pytest.raises(streaming.StreamError, match="no such file"):
+            Run(parse(tree(data=data)), tmp_path / "run").execute()
 
 
 def test_foreign_folder_is_left_alone(tmp_path):
