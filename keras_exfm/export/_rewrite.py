@@ -36,12 +36,12 @@ def rewrite(model: Any) -> None:
 
 
 def _compare_integers(graph: OnnxGraph) -> None:
-    """`Less(Cast(a), Cast(b))` of integers as `Less(a, b)`.
+    """`Less(Cast(a), Cast(b))` of integers cast to float32 as `Less(a, b)`.
 
-    The converter compares in float32. A constant above 2 ** 24 has lost its last digits by then, so
+    The converter compares so. A constant above 2 ** 24 has lost its last digits by then, so
     such a comparison is left as it is; `layers.embedding_table.in_range` makes none.
     """
-    from onnx import helper
+    from onnx import TensorProto, helper
 
     for node in list(graph.nodes):
         if node.op_type not in ("Less", "Greater", "LessOrEqual", "GreaterOrEqual"):
@@ -49,7 +49,12 @@ def _compare_integers(graph: OnnxGraph) -> None:
         sources = []
         for name in node.input:
             cast = graph.made_by(name, "Cast")
-            if cast is not None and graph.types.get(cast.input[0]) in graph.integers:
+            # A cast to fewer digits, such as int32, may wrap; that comparison is another one.
+            if (
+                cast is not None
+                and helper.get_node_attr_value(cast, "to") == TensorProto.FLOAT
+                and graph.types.get(cast.input[0]) in graph.integers
+            ):
                 sources.append((cast.input[0], graph.types[cast.input[0]]))
             else:
                 sources.append((name, None))

@@ -103,6 +103,19 @@ def test_integers_are_compared_as_such(limit, rewritten):
     np.testing.assert_array_equal(run(file, {"ids": ids}), before)
 
 
+def test_integers_cast_to_smaller_ones_are_compared_as_those():
+    file = model(
+        [helper.make_node("Cast", [n], [f"{n}32"], to=TensorProto.INT32) for n in ("a", "b")]
+        + [helper.make_node("Less", ["a32", "b32"], ["out"])],
+        [(n, TensorProto.INT64, ["n"]) for n in ("a", "b")],
+        ("out", TensorProto.BOOL, ["n"]),
+    )
+    feed = {"a": np.array([2**32, 3], np.int64), "b": np.array([1, 4], np.int64)}
+    assert run(file, feed).tolist() == [True, True]
+    rewrite(file)
+    assert run(file, feed).tolist() == [True, True]
+
+
 def test_one_constant_beside_integers_of_two_sizes():
     inputs = [("a", TensorProto.INT32, ["n"]), ("b", TensorProto.INT64, ["n"])]
     file = model(
