@@ -42,8 +42,9 @@ def masked_lookup(ids: Any, rows: int, take: Callable[[Any], Any]) -> Any:
     inside = in_range(ids, rows)
     # The backends disagree on what a bad index reads, so none is ever passed on.
     vectors = take(ops.where(inside, ids, 0))
-    # NaN stands only where it is the answer: an ONNX converter turns a selection into a sum of
-    # products, where a NaN that was not selected would show.
+    # NaN stands only where it is the answer: tf2onnx turns a selection into a sum of products,
+    # where a NaN that was not selected would show. `keras_exfm.export` makes it a selection again,
+    # but it is not the only way to convert a model.
     known = ops.logical_or(inside, ops.equal(ids, -1))
     outside = ops.cast(ops.where(known, 0.0, float("nan")), vectors.dtype)
     return ops.where(inside[..., None], vectors, outside[..., None])
