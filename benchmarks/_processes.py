@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: each measurement is a process of its own."""
+"""What the benchmarks share: machine and versions, and workers in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 
-def keras_versions() -> dict[str, str]:
-    """Versions of what a measurement with Keras runs on."""
-    found = {}
-    for name in ("keras", "tensorflow-cpu", "tensorflow", "jax", "numpy"):
+def keras_versions(*more: str) -> dict[str, str]:
+    """Versions of what a measurement with Keras runs on, and of `more` distributions."""
+    found = {"python": platform.python_version()}
+    for name in ("keras", "tensorflow-cpu", "tensorflow", "jax", "numpy", *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -29,6 +29,11 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def machine() -> dict[str, str | int | None]:
+    """Processor and number of cores."""
+    return {"cpu": cpu_model(), "cores": os.cpu_count()}
 
 
 def run_worker(

@@ -17,11 +17,9 @@ costs nothing here (-0.2 %, sd 0.5) and is the worst of all in the paper (+1.84 
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import os
-import platform
 import shlex
 import statistics
 import time
@@ -32,6 +30,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from _processes import keras_versions, machine
+from _records import write_csv
 from keras import ops
 
 from keras_exfm import Categorical, Schema
@@ -179,14 +179,6 @@ def checksum(data):
     return digest.hexdigest()[:16]
 
 
-def write_csv(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
-
-
 def summarize(rows):
     """Loss above the whole model's in percent, mean and standard deviation over seeds."""
     whole = {row["seed"]: row["log_loss"] for row in rows if row["zero"] == "none"}
@@ -206,15 +198,6 @@ def summarize(rows):
             }
         )
     return summary
-
-
-def machine():
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count()}
 
 
 def main():
@@ -256,7 +239,7 @@ def main():
         "model": MODEL,
         "training": TRAINING,
         "backend": keras.backend.backend(),
-        "versions": {"keras": keras.__version__, "numpy": np.__version__},
+        "versions": keras_versions(),
         "machine": machine(),
     }
     (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -36,6 +36,7 @@ import sys
 import time
 from pathlib import Path
 
+import _records
 import distillation_report as report
 import distillation_stream as streams
 import numpy as np
@@ -421,14 +422,9 @@ def recorded(options, variant, seed, stream=None):
     )
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     file = options.out / "students" / f"{key}-{seed}.json"
-    if not file.exists():
-        if stream is None:
-            return None
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(run_student(stream, variant, seed), indent=1) + "\n")
-        part.replace(file)
-    return json.loads(file.read_text())
+    if stream is None and not file.exists():
+        return None
+    return _records.recorded(file, lambda: run_student(stream, variant, seed))
 
 
 def main():

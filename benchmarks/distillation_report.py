@@ -3,10 +3,11 @@
 import json
 import math
 import os
-import platform
 import statistics
 from pathlib import Path
 
+from _processes import keras_versions
+from _records import spread
 from distillation_variants import experiments, students
 
 RESULTS = Path(__file__).parent / "results" / "distillation"
@@ -37,11 +38,6 @@ def rounded(tree):
     if isinstance(tree, (list, tuple)):
         return [rounded(value) for value in tree]
     return float(f"{tree:.6g}") if isinstance(tree, float) else tree
-
-
-def spread(values, digits=2, sign=""):
-    mean = f"{statistics.mean(values):{sign}.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def sure(values):
@@ -228,8 +224,6 @@ def write(options, recorded):
         options: Of the command.
         recorded: Gives the record of a variant and a seed, or `None`.
     """
-    import keras
-
     of = options.of
     about = json.loads(about_file(options).read_text())
     teachers = about["teachers"]
@@ -295,7 +289,7 @@ def write(options, recorded):
         **about,
         "students": students(of),
         "fractions": {"teacher": options.user_fraction},
-        "versions": {"python": platform.python_version(), "keras": keras.__version__},
+        "versions": keras_versions(),
         "cores": os.cpu_count(),
         "runs": {
             experiment: {

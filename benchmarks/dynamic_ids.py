@@ -18,12 +18,14 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
 import time
 from pathlib import Path
+
+from _processes import keras_versions
+from _records import data_of, recorded
 
 RESULTS = Path(__file__).parent / "results" / "dynamic-ids"
 BUDGETS = {"tight": 0.05, "middle": 0.2, "ample": 0.5}
@@ -206,21 +208,17 @@ def command(options):
 def main():
     options = arguments()
     os.environ["KERAS_BACKEND"] = options.backend
-    import keras
-
     info = prepare(options)
     folder = options.out / "runs"
-    folder.mkdir(exist_ok=True)
     runs = []
     plan = [(None, None)]
     plan += [(b, n) for b in options.budgets.split(",") for n in (None, *ADMIT_AFTER)]
     for seed in map(int, options.seeds.split(",")):
         for budget, admit_after in plan:
             file = folder / f"{options.backend}-{options.dim}-{seed}-{budget}-{admit_after}.json"
-            if not file.exists():
-                item = run(options, info, seed, budget, admit_after)
-                file.write_text(json.dumps(item))
-            item = json.loads(file.read_text())
+            item = recorded(
+                file, lambda s=seed, b=budget, n=admit_after: run(options, info, s, b, n)
+            )
             runs.append(item)
             print(
                 f"seed {seed} {budget} {name_of(budget, admit_after)}: "
@@ -235,13 +233,8 @@ def main():
         "batch": BATCH,
         "warmup_hours": WARMUP_HOURS,
         "budgets": BUDGETS,
-        "data": {
-            "description": info.description,
-            "source": info.source,
-            "parameters": info.parameters,
-            "statistics": info.statistics,
-        },
-        "versions": {"python": platform.python_version(), "keras": keras.__version__},
+        "data": data_of(info),
+        "versions": keras_versions(),
         "cores": os.cpu_count(),
         "runs": runs,
     }

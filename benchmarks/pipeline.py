@@ -9,14 +9,15 @@ versions, machine) and `log.txt`. The run itself, with its report, goes to `--ou
 """
 
 import argparse
-import csv
 import json
 import os
-import platform
 import shlex
 import sys
 import time
 from pathlib import Path
+
+from _processes import machine
+from _records import write_csv
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,23 +42,6 @@ class Log:
         if time.monotonic() - self.said > 20 or done == self.total:
             self.said = time.monotonic()
             self.say(f"  {done}/{self.total} {note}")
-
-
-def machine():
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count()}
-
-
-def write_csv(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
 
 
 def main():

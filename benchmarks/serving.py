@@ -75,6 +75,7 @@ SIZES = {
 FILES = {"SavedModel": "{}", "ONNX Runtime": "{}.onnx", "LiteRT": "{}.tflite"}
 TORCH = ("rows", "columns", "columns named")
 UNTIMED = 3
+RUNTIMES = ("onnxruntime", "tf2onnx", "ai-edge-litert")
 TURNS = "ONNX Runtime, in turns"
 ALONE = {"inputs alone: named": False, "inputs alone: one matrix": True}
 
@@ -257,19 +258,7 @@ def measure(args: argparse.Namespace) -> dict:
             turn += 1
         for name in names:
             found[name][str(rows)] = [round(t, 4) for t in times[name][:8000]]
-    return {"times": found, "versions": _versions()}
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata as metadata
-
-    found = keras_versions()
-    for name in ("onnxruntime", "tf2onnx", "ai-edge-litert"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"times": found, "versions": keras_versions(*RUNTIMES)}
 
 
 def contenders(args: argparse.Namespace) -> list[tuple[str, str, str]]:

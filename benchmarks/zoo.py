@@ -21,12 +21,13 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import zoo_data
+from _processes import keras_versions
+from _records import write_json
 from zoo_settings import PUBLISHED, SETTINGS, setting_of, trials
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,28 +168,13 @@ def run(setting, data, seed, out, about, say):
         "seconds_of_training": round(protocol.seconds, 1),
         "seconds": round(time.monotonic() - started, 1),
         "checksums": checksums,
-        "versions": versions(),
+        "versions": {"backend": keras.backend.backend(), **keras_versions()},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     model.save(out.with_name(out.name + ".keras"))
     write_json(out.with_name(out.name + ".json"), record)
     say(f"{out.name}: test auc {record['test']['auc']:.5f} logloss {record['test']['logloss']:.4f}")
     return record
-
-
-def versions():
-    import keras
-
-    names = ("keras", "tensorflow", "jax", "numpy")
-    found = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
-    return {"backend": keras.backend.backend(), "python": platform.python_version(), **found}
-
-
-def write_json(path, value):
-    """Whole or not at all: a record that is there is a run that is finished."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
 
 
 def read_json(path):

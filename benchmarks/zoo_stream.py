@@ -14,11 +14,13 @@ Negatives are sampled, see `keras_exfm.datasets.globo`.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
+
+from _processes import keras_versions
+from _records import data_of, recorded, spread
 
 RESULTS = Path(__file__).parent / "results" / "zoo"
 # The log's first hour makes no impressions: its days 2 and 3, and its days 4 to 10.
@@ -130,21 +132,6 @@ def run(options, info, name, setting, seed, last=None):
     }
 
 
-def recorded(file, make):
-    """The record in `file`, made and written if it is not there."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(make(), indent=1) + "\n")
-        part.replace(file)
-    return json.loads(file.read_text())
-
-
-def spread(values, digits):
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
 def table(runs):
     lines = [
         "| model | seeds | dim | table rate | NE | AUC | grouped AUC | calibration "
@@ -174,8 +161,6 @@ def main():
     options = arguments()
     os.environ["KERAS_BACKEND"] = options.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
-
     info = prepare(options)
     folder, runs, tried = options.out / "zoo" / options.backend, [], []
 
@@ -224,13 +209,8 @@ def main():
         "batch": BATCH,
         "dims": DIMS,
         "table_rates": RATES,
-        "data": {
-            "description": info.description,
-            "source": info.source,
-            "parameters": info.parameters,
-            "statistics": info.statistics,
-        },
-        "versions": {"python": platform.python_version(), "keras": keras.__version__},
+        "data": data_of(info),
+        "versions": keras_versions(),
         "cores": os.cpu_count(),
         "runs": runs,
         "search": tried,

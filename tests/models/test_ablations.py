@@ -1,6 +1,6 @@
 """The benchmark of ablations: it takes out what it says, and the parts count as they should."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +9,14 @@ import pytest
 from keras_exfm.layers import WukongLayer
 from tests.testing import to_numpy
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "ablations.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(name="ablations", scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("ablations", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        return importlib.import_module("ablations")
 
 
 def named(layer):
