@@ -43,7 +43,53 @@ def _serving_logit(y_pred: Any) -> tuple[Any, bool]:
     return y_pred, False
 
 
-def _branches(teachers: Any, tasks: list[str | None]) -> list[TeacherBranch]:
+def _logits(logit: Any) -> dict[str | None, Any]:
+    """The serving logits by task; `None` is the only one's."""
+    logits = dict(logit) if isinstance(logit, Mapping) else {None: logit}
+    if not logits or not all(task is None or _is_name(task) for task in logits):
+        raise ValueError(
+            "`logit` should be a tensor or a dict of tensors by task (Python identifiers). "
+            f"Received: tasks={list(logits)}"
+        )
+    for tensor in logits.values():
+        _check_tensor("logit", tensor)
+        if len(tensor.shape) != 2 or tensor.shape[1] != 1:
+            raise ValueError(
+                f"`logit` should have shape (batch, 1). Received: shape={tuple(tensor.shape)}"
+            )
+    return logits
+
+
+def _branches(
+    teachers: Any,
+    tasks: list[str | None],
+    parts: dict[str, Any],
+    shared_head_weight: Any,
+    shared_head_source: str,
+) -> list[TeacherBranch]:
+    """The teachers that were given, or a single one of the parts that were."""
+    given = [name for name, part in parts.items() if part is not None]
+    if teachers is None:
+        if tasks != [None] and (given or shared_head_weight):
+            raise ValueError(
+                "With several tasks the teachers' parts come as `teachers`, a TeacherBranch "
+                f"each. Received: tasks={tasks} and parts of a single teacher"
+            )
+        branch = TeacherBranch(
+            task=tasks[0],
+            **parts,
+            shared_head_weight=shared_head_weight,
+            shared_head_source=shared_head_source,
+            name="teacher",
+        )
+        return [branch]
+    if shared_head_source != "teacher":
+        given.append("shared_head_source")
+    if given or shared_head_weight:
+        raise ValueError(
+            "`teachers` takes the place of the parts of a single teacher. Received both: "
+            f"{given or ['shared_head_weight']}"
+        )
     branches = list(teachers)
     if not branches or not all(isinstance(b, TeacherBranch) for b in branches):
         raise ValueError(
@@ -57,8 +103,8 @@ def _branches(teachers: Any, tasks: list[str | None]) -> list[TeacherBranch]:
         raise ValueError(
             f"Every teacher's `task` should be one of the student's, {tasks}. Received: {strangers}"
         )
-    parts = [id(layer) for branch in branches for layer in branch.parts]
-    if len(set(parts)) < len(parts):
+    layers = [id(layer) for branch in branches for layer in branch.parts]
+    if len(set(layers)) < len(layers):
         raise ValueError("`teachers` should have layers of their own. Received a layer twice.")
     return branches
 
@@ -207,49 +253,13 @@ class ExternalDistillation(keras.Model):
         # The student converts every input to the dtype that its `Input` declares. Autocasting here
         # would round float features to bfloat16 on the way.
         super().__init__(autocast=False, **kwargs)
-        logits = dict(logit) if isinstance(logit, Mapping) else {None: logit}
-        if not logits or not all(t is None or _is_name(t) for t in logits):
-            raise ValueError(
-                "`logit` should be a tensor or a dict of tensors by task (Python identifiers). "
-                f"Received: tasks={list(logits)}"
-            )
-        for tensor in logits.values():
-            _check_tensor("logit", tensor)
-            if len(tensor.shape) != 2 or tensor.shape[1] != 1:
-                raise ValueError(
-                    f"`logit` should have shape (batch, 1). Received: shape={tuple(tensor.shape)}"
-                )
+        logits = _logits(logit)
         self.tasks = list(logits)
-        parts = dict(zip(_PARTS, (auxiliary_head, student_adapter, adapter_head)))
-        parts |= {"representation_head": representation_head, "gate": gate}
+        parts = (auxiliary_head, student_adapter, adapter_head, representation_head, gate)
         self._simple = teachers is None
-        if teachers is None:
-            used = [*parts.values(), shared_head_weight or None]
-            if self._several and any(part is not None for part in used):
-                raise ValueError(
-                    "With several tasks the teachers' parts come as `teachers`, a TeacherBranch "
-                    f"each. Received: tasks={self.tasks} and parts of a single teacher"
-                )
-            self.branches = [
-                TeacherBranch(
-                    task=task,
-                    **parts,
-                    shared_head_weight=shared_head_weight,
-                    shared_head_source=shared_head_source,
-                    name="teacher",
-                )
-                for task in self.tasks[:1]
-            ]
-        else:
-            given = [name for name, part in parts.items() if part is not None]
-            if shared_head_source != "teacher":
-                given.append("shared_head_source")
-            if given or shared_head_weight:
-                raise ValueError(
-                    "`teachers` takes the place of the parts of a single teacher. Received both: "
-                    f"{given or ['shared_head_weight']}"
-                )
-            self.branches = _branches(teachers, self.tasks)
+        self.branches = _branches(
+            teachers, self.tasks, dict(zip(_PARTS, parts)), shared_head_weight, shared_head_source
+        )
         if not isinstance(strict, bool):
             raise ValueError(f"`strict` should be a bool. Received: strict={strict!r}")
         if strict and not self._adapters:
@@ -258,42 +268,9 @@ class ExternalDistillation(keras.Model):
                 f"strict={strict!r}, student_adapter=None"
             )
         self.strict = strict
-
         outputs = {self.output_name("logit", task): tensor for task, tensor in logits.items()}
-        if isinstance(representation, Mapping):
-            if set(representation) != set(self.tasks):
-                raise ValueError(
-                    f"`representation` should have the tasks {self.tasks}. "
-                    f"Received: {list(representation)}"
-                )
-            own = {
-                self.output_name("representation", task): t for task, t in representation.items()
-            }
-        else:
-            own = {} if representation is None else {"representation": representation}
-        for tensor in own.values():
-            _check_tensor("representation", tensor)
-        matching = any(branch.representation_head is not None for branch in self.branches)
-        beside: dict[str, Any] = {}
-        if embeddings is not None:
-            _check_tensor("embeddings", embeddings)
-            if not matching:
-                raise ValueError(
-                    "`embeddings` need a `representation_head` that matches them. "
-                    "Received: representation_head=None"
-                )
-            beside["embeddings"] = embeddings
-        standing = {
-            name
-            for branch in self.branches
-            for name in branch.heads
-            if name != "representation" or embeddings is None
-        }
-        if standing and not own:
-            raise ValueError(
-                "A head needs a `representation` to stand on. Received: representation=None"
-            )
-        self.student = keras.Model(inputs, outputs | own | beside, name="student")
+        outputs |= self._read_by_heads(representation, embeddings)
+        self.student = keras.Model(inputs, outputs, name="student")
         self._columns = _targets.Columns(
             {task: self.output_name("label", task) for task in self.tasks},
             tuple(dict.fromkeys(n for b in self.branches for n in b.scalar_columns)),
@@ -315,6 +292,40 @@ class ExternalDistillation(keras.Model):
             names += [name + branch.suffix for name in [*own_names, "teacher_coverage"]]
         self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self.build(None)
+
+    def _read_by_heads(self, representation: Any, embeddings: Any) -> dict[str, Any]:
+        """The tensors on which heads stand, by their keys in `student.output`."""
+        if isinstance(representation, Mapping):
+            if set(representation) != set(self.tasks):
+                raise ValueError(
+                    f"`representation` should have the tasks {self.tasks}. "
+                    f"Received: {list(representation)}"
+                )
+            found = {
+                self.output_name("representation", task): t for task, t in representation.items()
+            }
+        else:
+            found = {} if representation is None else {"representation": representation}
+        for tensor in found.values():
+            _check_tensor("representation", tensor)
+        if embeddings is not None:
+            _check_tensor("embeddings", embeddings)
+            if all(branch.representation_head is None for branch in self.branches):
+                raise ValueError(
+                    "`embeddings` need a `representation_head` that matches them. "
+                    "Received: representation_head=None"
+                )
+        standing = {
+            name
+            for branch in self.branches
+            for name in branch.heads
+            if name != "representation" or embeddings is None
+        }
+        if standing and not found:
+            raise ValueError(
+                "A head needs a `representation` to stand on. Received: representation=None"
+            )
+        return found if embeddings is None else {**found, "embeddings": embeddings}
 
     @staticmethod
     def output_name(name: str, task: str | None) -> str:
@@ -366,7 +377,7 @@ class ExternalDistillation(keras.Model):
         It would not be a step that changes nothing: the momentum of Adam moves weights without a
         gradient. `progressive_validation` leaves out steps of teachers alone meanwhile.
         """
-        return bool(self.branches) and all(
+        return all(
             branch.gate is not None and float(ops.convert_to_numpy(branch.gate.factor)) == 0
             for branch in self.branches
         )
