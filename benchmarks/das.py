@@ -1,7 +1,7 @@
 """What the data augmentation service costs beside the teacher, and whether its memory is flat.
 
-    python benchmarks/das.py                        # short, some minutes
-    python benchmarks/das.py --rows 50000000        # for the record: hours
+    python benchmarks/das.py                                     # a quarter of an hour
+    python benchmarks/das.py --only memory --rows 50000000       # half an hour
 
 Four measurements, each a process of its own, on one machine:
 
@@ -17,13 +17,13 @@ Four measurements, each a process of its own, on one machine:
   through, hour by hour, with a linear teacher; for each engine. Flat: the second half's highest is
   within a tenth of the first half's.
 
-The teacher is a Wukong of two layers; 10 categorical features, one multi-hot, four numbers. There
-are two students, both DLRMs with row-wise Adagrad on their tables: a **tiny** one (29,000 FLOPs to
-predict an example, a forty-fifth of the teacher's) and a **medium** one (1.1 million). Recorded
-are their FLOPs (`models.flops`) too, and the processor's seconds for a million rows, which say
-what reading takes from a training that keeps all cores busy. Rates are medians over `--rounds`
-rounds that go through all contenders in turn.
-Writes `<out>/das.json` and `<out>/das.md`.
+The teachers are Wukongs of two layers, a **small** and a **large** one (1.3 and 21 million FLOPs to
+predict an example); 10 categorical features, one multi-hot, four numbers. There are two students,
+both DLRMs with row-wise Adagrad on their tables: a **tiny** one (29,000 FLOPs) and a **medium** one
+(1.1 million). Recorded are their FLOPs (`models.flops`) too, and the processor's seconds for a
+million rows, which say what reading takes from a training that keeps all cores busy. Rates are
+medians over `--rounds` rounds that go through all contenders in turn; `keep_freed_memory` is on.
+Writes `<out>/das.json` and `<out>/das.md`; `--only` leaves the other part as it was.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,18 @@ def write_hour(root: Path, hour: int, rows: int, small: bool) -> None:
     partitions.write_labels(root, hour, pa.table(events))
 
 
-def job(root: Path, engine: str, workers: int, small: bool) -> Any:
+def job(
+    root: Path, engine: str, workers: int, small: bool, teacher_name: str = "", output: str = ""
+) -> Any:
     from keras_exfm.das import Job
 
-    teacher = {"entry_point": "das:linear"} if small else {"snapshots": str(root / "teachers")}
+    teacher = {"entry_point": "das:linear"} if small else {"snapshots": str(root / teacher_name)}
     some = [f for f in features() if f["name"] in ("c0", "n0")] if small else features()
     return Job.parse(
         {
             "name": "benchmark",
             "source": str(root / "data"),
-            "output": str(root / engine),
+            "output": str(root / (output or engine)),
             "features": some,
             "tasks": {"click": {"window": "30m"}},
             "verticals": {"all": {"tasks": ["click"]}},
@@ -123,13 +126,18 @@ def linear(columns: dict[str, np.ndarray]) -> np.ndarray:
     return columns["n0"] * np.float32(0.5)
 
 
-def teacher_model(schema: Any) -> Any:
+TEACHERS: dict[str, dict[str, Any]] = {
+    "small": {"dim": 32, "n_fmb": 16, "n_lcb": 16, "rank": 16, "mlp_units": (256,),
+              "head_units": (128,)},
+    "large": {"dim": 64, "n_fmb": 32, "n_lcb": 32, "rank": 32, "mlp_units": (768,),
+              "head_units": (1024, 512)},
+}  # fmt: skip
+
+
+def teacher_model(schema: Any, name: str) -> Any:
     import keras_exfm as kx
 
-    return kx.models.Wukong(
-        schema, dim=32, num_layers=2, n_fmb=16, n_lcb=16, rank=16, mlp_units=(256,),
-        head_units=(128,),
-    )  # fmt: skip
+    return kx.models.Wukong(schema, num_layers=2, **TEACHERS[name])
 
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -148,12 +156,13 @@ def student_model(schema: Any, name: str) -> Any:
     return model
 
 
-def measure_service(root: Path, hours: int, workers: int) -> dict[str, float]:
+def measure_service(root: Path, teacher: str, workers: int) -> dict[str, float]:
     from keras_exfm.das import Worker
 
-    out = root / "local"
-    shutil.rmtree(out, ignore_errors=True)
-    worker = Worker(job(root, "local", workers, False))
+    # The small teacher's stream is what readers and students read.
+    out = "local" if teacher == "small" else f"local-{teacher}"
+    shutil.rmtree(root / out, ignore_errors=True)
+    worker = Worker(job(root, "local", workers, False, teacher, out))
     rows = 0
     begun = time.monotonic()
     seconds: dict[str, float] = {}
@@ -180,17 +189,22 @@ def arrays(root: Path, hours: int) -> tuple[Any, dict[str, np.ndarray], np.ndarr
     return schema, {n: whole[n] for n in schema.names}, whole["label"]
 
 
-def measure_predict(root: Path, hours: int) -> dict[str, float]:
+def measure_predict(root: Path, hours: int, teacher: str) -> dict[str, float]:
     from keras_exfm.das import SnapshotStore
+    from keras_exfm.models import flops
 
     _, x, _ = arrays(root, hours)
-    model = SnapshotStore(root / "teachers").latest().load()
+    model = SnapshotStore(root / teacher).latest().load()
     rows = len(x["c0"]) - len(x["c0"]) % BATCH
     x = {name: column[:rows] for name, column in x.items()}
     model.predict({n: c[: 4 * BATCH] for n, c in x.items()}, batch_size=BATCH, verbose=0)
     begun = time.monotonic()
     model.predict(x, batch_size=BATCH, verbose=0)
-    return {"rows_per_s": rows / (time.monotonic() - begun), "rows": rows}
+    return {
+        "rows_per_s": rows / (time.monotonic() - begun),
+        "rows": rows,
+        "flops": flops(model).inference,
+    }
 
 
 def measure_read(root: Path, hours: int, passes: int) -> dict[str, float]:
@@ -316,19 +330,24 @@ def prepare(root: Path, hours: int, per_hour: int) -> None:
     for hour in range(hours):
         write_hour(root / "data", hour, per_hour, small=False)
     schema = Schema.from_dict({"features": features()})
-    SnapshotStore(root / "teachers").publish(teacher_model(schema), 0)
+    for name in TEACHERS:
+        SnapshotStore(root / name).publish(teacher_model(schema, name), 0)
 
 
 def work(arguments: argparse.Namespace) -> Any:
+    import keras_exfm as kx
+
+    kx.keep_freed_memory()
     root, hours = arguments.scratch, arguments.hours
     name, _, option = arguments.measure.partition(":")
     if name == "prepare":
         prepare(root, hours, arguments.per_hour)
         return {}
     if name == "service":
-        return measure_service(root, hours, int(option))
+        teacher, _, workers = option.partition(":")
+        return measure_service(root, teacher, int(workers))
     if name == "predict":
-        return measure_predict(root, hours)
+        return measure_predict(root, hours, option)
     if name == "read":
         return measure_read(root, hours, arguments.passes)
     if name == "fit":
@@ -357,6 +376,7 @@ def main() -> None:
     parser.add_argument("--backend", default="jax")
     parser.add_argument("--scratch", type=Path, default=Path("runs/das-benchmark"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/das"))
+    parser.add_argument("--only", choices=["rates", "memory"], help="of the two parts of it")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -371,29 +391,6 @@ def main() -> None:
         print(measure, json.dumps(found), flush=True)
         return found
 
-    run("prepare")
-    service = f"service:{arguments.workers}"
-    fits = [f"fit:{name}:{source}" for name in STUDENTS for source in ("memory", "stream")]
-    measures = (service, "predict", "read", *fits)
-    results: dict[str, list[dict[str, Any]]] = {measure: [] for measure in measures}
-    for _ in range(arguments.rounds):
-        for measure in measures:
-            results[measure].append(run(measure))
-    rate = {
-        measure: statistics.median(one["rows_per_s"] for one in found)
-        for measure, found in results.items()
-    }
-    ratios = {
-        "service / predict": (rate[service] / rate["predict"], 0.9),
-    }
-    for name in STUDENTS:
-        memory_rate = rate[f"fit:{name}:memory"]
-        ratios[f"read / {name} student"] = (rate["read"] / memory_rate, 10.0)
-        ratios[f"{name} student's fit on stream / in memory"] = (
-            rate[f"fit:{name}:stream"] / memory_rate,
-            0.95,
-        )
-    memory = {engine: run(f"memory:{engine}") for engine in arguments.engines}
     about = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", "benchmarks/das.py", *sys.argv[1:]]),
@@ -407,39 +404,87 @@ def main() -> None:
         | {name: metadata.version(name) for name in ("duckdb", "deltalake", "pyarrow")},
         "load_before": os.getloadavg(),
     }
+    record = arguments.out / "das.json"
+    results = json.loads(record.read_text()) if record.exists() else {}
+    if arguments.only != "memory":
+        results["rates"] = {"about": about, **measure_rates(run, arguments)}
+    if arguments.only != "rates":
+        memory = {engine: run(f"memory:{engine}") for engine in arguments.engines}
+        results["memory"] = {"about": about, "engines": memory}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "das.json").write_text(
-        json.dumps({"about": about, "rates": results, "ratios": ratios, "memory": memory}, indent=1)
-    )
-    lines = [
-        "# The data augmentation service",
-        "",
-        f"`{about['command']}`, {about['date']}, {about['cpu']}, Keras on {about['backend']}.",
-        "",
-        "| ratio | measured | goal |",
-        "|---|---|---|",
-        *(f"| {name} | {value:.2f} | {goal} |" for name, (value, goal) in ratios.items()),
-        "",
-        "| rows per second | median | of each round | CPU s a million rows | FLOPs a row |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | {rate[name]:,.0f} | "
-            + ", ".join(f"{one['rows_per_s']:,.0f}" for one in found)
-            + f" | {median(found, 'cpu_s_per_million', '.2f')} | {median(found, 'flops', ',.0f')} |"
-            for name, found in results.items()
-        ),
-        "",
-        "| memory | rows | rows/s | first half, MB | second half, MB | growth |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {engine} | {found['rows']:,} | {found['rows_per_s']:,.0f} | "
-            f"{found['first_half_mb']:,.0f} | {found['second_half_mb']:,.0f} | "
-            f"{found['growth']:.2f} |"
-            for engine, found in memory.items()
-        ),
-    ]
-    (arguments.out / "das.md").write_text("\n".join(lines) + "\n")
+    record.write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "das.md").write_text("\n".join(page(results)) + "\n")
     shutil.rmtree(arguments.scratch, ignore_errors=True)
+
+
+def measure_rates(
+    run: Callable[[str], dict[str, Any]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    run("prepare")
+    services = {name: f"service:{name}:{arguments.workers}" for name in TEACHERS}
+    predicts = {name: f"predict:{name}" for name in TEACHERS}
+    fits = [f"fit:{name}:{source}" for name in STUDENTS for source in ("memory", "stream")]
+    measures = [*services.values(), *predicts.values(), "read", *fits]
+    found: dict[str, list[dict[str, Any]]] = {measure: [] for measure in measures}
+    for _ in range(arguments.rounds):
+        for measure in measures:
+            found[measure].append(run(measure))
+    rate = {m: statistics.median(one["rows_per_s"] for one in each) for m, each in found.items()}
+    ratios = {
+        f"service / predict, {name} teacher": (rate[services[name]] / rate[predicts[name]], 0.9)
+        for name in TEACHERS
+    }
+    for name in STUDENTS:
+        memory_rate = rate[f"fit:{name}:memory"]
+        ratios[f"read / {name} student"] = (rate["read"] / memory_rate, 10.0)
+        ratios[f"{name} student's fit on stream / in memory"] = (
+            rate[f"fit:{name}:stream"] / memory_rate,
+            0.95,
+        )
+    return {"ratios": ratios, "measures": found}
+
+
+def page(results: dict[str, Any]) -> list[str]:
+    lines = ["# The data augmentation service"]
+
+    def heading(about: dict[str, Any]) -> list[str]:
+        return [
+            "",
+            f"`{about['command']}`, {about['date']}, {about['cpu']}, Keras on {about['backend']}.",
+            "",
+        ]
+
+    if "rates" in results:
+        rates = results["rates"]
+        lines += [
+            *heading(rates["about"]),
+            "| ratio | measured | goal |",
+            "|---|---|---|",
+            *(f"| {name} | {value:.2f} | {goal} |" for name, (value, goal) in
+              rates["ratios"].items()),
+            "",
+            "| rows per second | median | of each round | CPU s a million rows | FLOPs a row |",
+            "|---|---|---|---|---|",
+        ]  # fmt: skip
+        for name, found in rates["measures"].items():
+            each = ", ".join(f"{one['rows_per_s']:,.0f}" for one in found)
+            lines.append(
+                f"| {name} | {median(found, 'rows_per_s', ',.0f')} | {each} | "
+                f"{median(found, 'cpu_s_per_million', '.2f')} | {median(found, 'flops', ',.0f')} |"
+            )
+    if "memory" in results:
+        lines += [
+            *heading(results["memory"]["about"]),
+            "| memory | rows | rows/s | first half, MB | second half, MB | growth |",
+            "|---|---|---|---|---|---|",
+        ]
+        for engine, found in results["memory"]["engines"].items():
+            lines.append(
+                f"| {engine} | {found['rows']:,} | {found['rows_per_s']:,.0f} | "
+                f"{found['first_half_mb']:,.0f} | {found['second_half_mb']:,.0f} | "
+                f"{found['growth']:.2f} |"
+            )
+    return lines
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from keras_exfm.memory import keep_freed_memory
+
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -45,7 +47,10 @@ def use_backend(backend: Backend | None) -> None:
 
 
 def import_keras() -> None:
-    """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr."""
+    """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr.
+
+    On JAX the process keeps what it frees from then on, see `keep_freed_memory`.
+    """
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -55,6 +60,8 @@ def import_keras() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+    if os.environ["KERAS_BACKEND"] == "jax":
+        keep_freed_memory()
 
 
 def hour_span(text: str | None) -> tuple[int | None, int | None]:
