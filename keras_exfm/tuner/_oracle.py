@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +204,3 @@ def replace_json(file: Path, state: Any) -> None:
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     partial.write_text(json.dumps(state))
     os.replace(partial, file)
-
-
-OracleMaker = Callable[..., BudgetedOracle]

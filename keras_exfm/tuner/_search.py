@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_exfm.tuner._oracle import BudgetedOracle, Meter, OracleMaker, replace_json
+from keras_exfm.tuner._oracle import BudgetedOracle, Meter, replace_json
 from keras_exfm.tuner.budget import Budget
 from keras_exfm.tuner.cost import Cost
 
@@ -45,7 +44,7 @@ class Search(keras_tuner.Tuner):
 
     def _start(
         self,
-        make_oracle: OracleMaker,
+        make_oracle: Callable[..., BudgetedOracle],
         hypermodel: Any,
         budget: Budget | None,
         seed: int | None,
@@ -156,13 +155,3 @@ class Search(keras_tuner.Tuner):
                 }
             )
         return rows
-
-
-def continue_predictions(search: keras_tuner.Tuner, trial: Any) -> Path:
-    """Folder of a trial's predictions over a stream, with those of the trial that it continues."""
-    folder = Path(search.get_trial_dir(trial.trial_id)) / "predictions"
-    shutil.rmtree(folder, ignore_errors=True)
-    parent = trial.hyperparameters.values.get("tuner/trial_id")
-    if parent:
-        shutil.copytree(Path(search.get_trial_dir(parent)) / "predictions", folder)
-    return folder

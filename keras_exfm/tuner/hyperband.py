@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import keras_tuner
 from keras_tuner.oracles import HyperbandOracle
 
 from keras_exfm.tuner._oracle import BudgetedOracle, Values
-from keras_exfm.tuner._search import Search, continue_predictions
+from keras_exfm.tuner._search import Search
 from keras_exfm.tuner.budget import Budget
 
 
@@ -85,7 +87,7 @@ class Hyperband(Search, keras_tuner.Hyperband):
         """As KerasTuner's; over a stream, with the predictions of the trial that it continues."""
         if kwargs.get("stream") is not None:
             kwargs.setdefault("hours_per_epoch", self._hours_per_epoch(kwargs))
-            kwargs["predictions_path"] = continue_predictions(self, trial)
+            kwargs["predictions_path"] = self._continue_predictions(trial)
         return super().run_trial(trial, *args, **kwargs)
 
     def _hours_per_epoch(self, options: dict[str, Any]) -> int:
@@ -93,3 +95,12 @@ class Hyperband(Search, keras_tuner.Hyperband):
 
         stream = as_stream(options["stream"], options.get("version"))
         return -(-len(stream.select_hours(options.get("hours"))) // self.max_epochs)
+
+    def _continue_predictions(self, trial: Any) -> Path:
+        """Folder of a trial's predictions, with those of the trial that it continues."""
+        folder = Path(self.get_trial_dir(trial.trial_id)) / "predictions"
+        shutil.rmtree(folder, ignore_errors=True)
+        parent = trial.hyperparameters.values.get("tuner/trial_id")
+        if parent:
+            shutil.copytree(Path(self.get_trial_dir(parent)) / "predictions", folder)
+        return folder
