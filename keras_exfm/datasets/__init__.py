@@ -1,5 +1,6 @@
 """Data sets: a synthetic ad stream with known truth, the Globo.com clicks, public click tables."""
 
+from keras_exfm.datasets import globo
 from keras_exfm.datasets._formats import FORMATS
 from keras_exfm.datasets._registry import DATASETS, prepare
 from keras_exfm.datasets._writing import Progress
@@ -14,5 +15,6 @@ __all__ = [
     "Progress",
     "PublicTable",
     "SyntheticAds",
+    "globo",
     "prepare",
 ]
