@@ -120,7 +120,7 @@ def take(features, names, rows):
     return {name: features[name][rows] for name in names}
 
 
-def retrieve(schema, features, clicks, user, number, users, items):
+def retrieve(schema, features, clicks, number, users, items):
     """Trains the towers on the clicks; each user's candidates, and all users' and items' scores."""
     import keras_rs
 
@@ -185,9 +185,7 @@ def main():
     clicks = np.flatnonzero(label == 1)
     taken = np.zeros((len(users), len(items)), bool)
     taken[user[clicks[clicks < first]], number[clicks[clicks < first]]] = True
-    found, scores = retrieve(
-        table.schema, features, clicks[clicks < first], user, number, users, items
-    )
+    found, scores = retrieve(table.schema, features, clicks[clicks < first], number, users, items)
     # Later clicks of users and items that the towers know, which repeat none of the first part.
     known = taken.any(1)[user[clicks]] & taken.any(0)[number[clicks]]
     later = clicks[known & ~taken[user[clicks], number[clicks]]]

@@ -82,7 +82,6 @@ class _RichProgress:
             console=console,
         )
         self._task: TaskID | None = None
-        self._label = ""
         self._started = 0.0
         self._said = 0.0
 
@@ -97,7 +96,7 @@ class _RichProgress:
 
     def begin(self, label: str, total: int) -> None:
         """A stage of `total` steps starts."""
-        self._label, self._started, self._said = label, time.monotonic(), time.monotonic()
+        self._started = self._said = time.monotonic()
         if console.is_terminal:
             self._task = self._bars.add_task(escape(label), total=total, note="")
         else:

@@ -9,15 +9,14 @@ import numpy as np
 from keras_exfm.features import PADDING, Categorical, MultiHot, Numeric, Schema
 
 
-def sample(schema: Schema, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+def sample(schema: Schema, rows: int) -> dict[str, np.ndarray]:
     """Random rows that a schema allows, the ends of each range and missing values among them.
 
     Args:
         schema: The features.
         rows: Count.
-        seed: Of the random numbers. Defaults to `0`.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     batch: dict[str, Any] = {}
     for feature in schema:
         shape = (rows, *feature.shape)

@@ -147,15 +147,15 @@ def export_model(
                 reference = _worker.convert_elsewhere(model, job, batch, Path(folder))
         reports = []
         for target in job["targets"]:
-            made, place = Path(target["path"]), places[target["format"]]
-            runtime = _runtimes.load(made)
+            place = places[target["format"]]
+            runtime = _runtimes.load(target["path"])
             _check_names(place, runtime, names, list(expected))
             differences = _compare(place, runtime, batch, expected, reference, tables, tolerance)
             reports.append(
                 ExportReport(
                     path=place,
                     format=target["format"],
-                    bytes=_size(made, work[target["format"]]),
+                    bytes=_size(work[target["format"]]),
                     inputs=tuple(names),
                     outputs=tuple(expected),
                     rows=len(next(iter(batch.values()))),
@@ -432,7 +432,7 @@ def _beside(path: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
 
 
-def _size(made: Path, folder: Path) -> int:
+def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

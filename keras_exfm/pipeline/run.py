@@ -135,7 +135,7 @@ class Run:
             "students": details,
             "teacher": teacher,
             "das": _das_summary(das),
-            "notes": self._notes(info),
+            "notes": self._notes(),
         }
         (results / "run.json").write_text(json.dumps(about, indent=1))
         return report.write(self.directory)
@@ -355,7 +355,7 @@ class Run:
             )
         overall.append({**who, **_only(result.whole, _OVERALL.names)})
 
-    def _notes(self, info: DatasetInfo) -> list[str]:
+    def _notes(self) -> list[str]:
         evaluation = self.config.evaluation
         early = [s.name for s in self.config.students if s.teacher_batch_size is not None]
         at_once = (

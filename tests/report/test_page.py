@@ -11,9 +11,6 @@ from .results import write_run
 
 pytestmark = pytest.mark.backend_free
 
-VOID = {"meta", "line", "path", "use", "rect"}
-
-
 class Reader(HTMLParser):
     """Text, tags, ids and links; refuses tags that do not nest."""
 
