@@ -11,6 +11,7 @@ from .results import write_run
 
 pytestmark = pytest.mark.backend_free
 
+
 class Reader(HTMLParser):
     """Text, tags, ids and links; refuses tags that do not nest."""
 
