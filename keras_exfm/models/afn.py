@@ -118,10 +118,9 @@ class AFN(EmbeddingModel):
             )
 
         inputs = schema.inputs()
-        embedding = embed(EMBEDDING)
         x = LogarithmicTransformation(
             neurons, batch_norm=batch_norm, dtype=dtype, name="logarithmic-transformation"
-        )(embedding(inputs))
+        )(embed(EMBEDDING)(inputs))
         x = keras.layers.Flatten(dtype=dtype, name="flat-neurons")(x)
         label = None if dnn_units else REPRESENTATION
         x = dnn(x, afn_units, "afn", afn_dropout, batch_norm, dtype, last=label)

@@ -111,27 +111,10 @@ class FinalMLP(EmbeddingModel):
         mlp2_units = _checks.unit_counts("mlp2_units", mlp2_units, minimum_length=1)
         mlp1_dropout = _checks.dropout_rate("mlp1_dropout", mlp1_dropout)
         mlp2_dropout = _checks.dropout_rate("mlp2_dropout", mlp2_dropout)
-        embedding = FeatureEmbedding(
-            schema,
-            dim,
-            numeric_units=numeric_units,
-            numeric_embeddings=numeric_embeddings,
-            embeddings_initializer=embeddings_initializer,
-            embeddings_regularizer=embeddings_regularizer,
-            optimizer=optimizer,
-            dtype=dtype,
-            name=EMBEDDING,
-        )
-        inputs = schema.inputs()
-        x = embedding(inputs)
-        flat = keras.layers.Flatten(dtype=dtype, name="flat-embeddings")(x)
 
-        def gate(stream: int, context: tuple[str, ...] | list[str]) -> Any:
-            label = f"feature-selection-{stream}"
-            if not context:
-                return FeatureSelection(fs_units, context_dim=dim, dtype=dtype, name=label)(flat)
-            own = FeatureEmbedding(
-                schema.select(list(context)),
+        def embed(features: Schema, label: str) -> FeatureEmbedding:
+            return FeatureEmbedding(
+                features,
                 dim,
                 numeric_units=numeric_units,
                 numeric_embeddings=numeric_embeddings,
@@ -139,8 +122,20 @@ class FinalMLP(EmbeddingModel):
                 embeddings_regularizer=embeddings_regularizer,
                 optimizer=optimizer,
                 dtype=dtype,
-                name=f"context-embedding-{stream}",
-            )({name: inputs[name] for name in context})
+                name=label,
+            )
+
+        inputs = schema.inputs()
+        x = embed(schema, EMBEDDING)(inputs)
+        flat = keras.layers.Flatten(dtype=dtype, name="flat-embeddings")(x)
+
+        def gate(stream: int, context: tuple[str, ...] | list[str]) -> Any:
+            label = f"feature-selection-{stream}"
+            if not context:
+                return FeatureSelection(fs_units, context_dim=dim, dtype=dtype, name=label)(flat)
+            own = embed(schema.select(list(context)), f"context-embedding-{stream}")(
+                {name: inputs[name] for name in context}
+            )
             own = keras.layers.Flatten(dtype=dtype, name=f"flat-context-{stream}")(own)
             return FeatureSelection(fs_units, dtype=dtype, name=label)([flat, own])
 

@@ -14,14 +14,18 @@ from keras_exfm.optimizers import RowwiseAdagrad
 from keras_exfm.pipeline.config import ConfigError, Network, Student
 
 
+def features_of(settings: Network, schema: Schema) -> Schema:
+    """The features that a network reads."""
+    return schema if settings.features is None else schema.select(settings.features)
+
+
 def network(settings: Network, schema: Schema) -> keras.Model:
     """The zoo model that a configuration names, not compiled.
 
     Raises:
         ConfigError: For an unknown model, option or feature.
     """
-    if settings.features is not None:
-        schema = schema.select(settings.features)
+    schema = features_of(settings, schema)
     cls: Any = getattr(models, settings.model, None)
     if not (inspect.isclass(cls) and issubclass(cls, keras.Model)):
         raise ConfigError(

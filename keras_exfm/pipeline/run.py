@@ -246,7 +246,6 @@ class Run:
         begun = time.monotonic()
         self.progress.begin(f"teacher, seed {seed}", len(hours))
         lag = service.label_lag + 1 + settings.delay_hours
-        names = model_inputs(model, schema)
         for index, hour in enumerate(hours):
             result = service.process_hour(hour)
             if result.committed or hour not in {r.hour for r in reports}:
@@ -256,7 +255,7 @@ class Run:
                     model,
                     root / "labelled",
                     hour,
-                    names,
+                    networks.features_of(settings, schema),
                     batch_size=self._teacher_batch_size,
                 )
                 # An hour's labels are complete `label_lag` hours after its end: a teacher that
@@ -303,7 +302,7 @@ class Run:
         result = streaming.progressive_validation(
             model,
             root / "labelled",
-            schema.select(self.config.student.features or schema.names),
+            networks.features_of(self.config.student, schema),
             batch_size=evaluation.batch_size,
             metrics_from=first + evaluation.warmup_hours,
             label_lag=math.ceil(info.label_window_hours),
@@ -369,11 +368,6 @@ class Run:
             "that it did not score are left out of them.",
             *([at_once] if early else []),
         ]
-
-
-def model_inputs(model: Any, schema: Schema) -> Schema:
-    """The part of a schema that a functional model reads."""
-    return schema.select([tensor.name for tensor in model.inputs])
 
 
 def _dataset(info: DatasetInfo) -> dict[str, Any]:
