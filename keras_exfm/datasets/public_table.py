@@ -21,7 +21,7 @@ from keras_exfm.datasets.checksum import Checksum
 from keras_exfm.features import Categorical, Feature, MultiHot, Numeric, Schema, fold_ids
 from keras_exfm.streaming.columns import MS_PER_HOUR, StreamError, raw_feature
 from keras_exfm.streaming.partitions import DatasetInfo
-from keras_exfm.streaming.reader import pad_batch
+from keras_exfm.streaming.reader import pad_batch, without_autotune
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -244,7 +244,7 @@ class PublicTable:
             dataset = dataset.unbatch().shuffle(shuffle_batches * batch_size, seed=seed)
             # The padded rows weigh nothing wherever they end up, and keep the count even.
             dataset = dataset.batch(batch_size, drop_remainder=True)
-        return dataset.prefetch(2)
+        return without_autotune(dataset.prefetch(2))
 
     def hours(self, path: str | os.PathLike[str]) -> Iterator[tuple[int, pa.Table]]:
         """The examples hour by hour: impressions as docs/architecture.md has them, with `label`.

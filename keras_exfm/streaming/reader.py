@@ -249,7 +249,20 @@ def read(
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(count * epochs))
         if progress is not None:
             progress.stated = count * epochs
-    return dataset.prefetch(prefetch)
+    return without_autotune(dataset.prefetch(prefetch))
+
+
+def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset without the thread that tunes it, for one with nothing to tune.
+
+    Where an iterator is given up, as after an error in `fit`, its destruction waits for that
+    thread, which may sleep for a minute.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def pad_batch(batch: Batch, schema: Schema, size: int) -> Batch:

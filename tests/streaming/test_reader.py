@@ -69,6 +69,11 @@ def test_signature_matches_the_model_inputs(path):
     assert weight.shape == (5,)
 
 
+def test_no_thread_tunes_it(path):
+    """Such a thread may hold up the end of an iterator that is given up, by a minute each."""
+    assert read(path, batch_size=5).options().autotune.enabled is False
+
+
 def test_hours_vertical_epochs_and_second_pass(path):
     chosen = read(path, batch_size=4, hours=(2, 3), columns=("hour", "vertical"))
     labels = next(chosen.as_numpy_iterator())[1]
