@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ MS_PER_HOUR = 3_600_000
 """`hour = timestamp // MS_PER_HOUR`."""
 
 Columns: TypeAlias = "pa.Table | pa.RecordBatch | Mapping[str, Any]"
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 # Column -> (type on disk, may be missing from the table, may hold nulls).
 _OWN: dict[str, tuple[pa.DataType, bool, bool]] = {
@@ -43,7 +44,7 @@ _OWN: dict[str, tuple[pa.DataType, bool, bool]] = {
 _TEACHER = ("teacher_logit", "teacher_snapshot", "teacher_age_s")
 # A further task or teacher has a column of its own, `label_<task>` or `teacher_logit_<name>`, which
 # may be missing and may hold nulls: not every task's label is known of every row.
-_NAMED = ("label", "true_probability", "teacher_logit", "teacher_age_s")
+_NAMED = ("label", "true_probability", *_TEACHER)
 # Vectors are stored as bytes of little-endian float16: Delta has neither half floats nor lists of
 # a fixed size, and Parquet would widen int16 and int8 to 4 bytes.
 _VECTOR = "teacher_representation"
@@ -128,7 +129,7 @@ def prepare_hour(data: Columns, hour: int, schema: Schema) -> pa.Table:
         )
     table = pa.table(stored)
     for name, size in sizes.items():
-        field = table.schema.field(name).with_metadata({_SIZE_KEY: str(size)})
+        field = sized(table.schema.field(name), size)
         table = table.cast(table.schema.set(table.schema.get_field_index(name), field))
     if not in_order:
         table = table.take(pa.array(np.lexsort((example_id, timestamp))))
@@ -205,10 +206,28 @@ def stored_vectors(column: pa.Array) -> pa.Array:
     return _stored_vectors(_VECTOR, column)[0]
 
 
+def sized(field: pa.Field, size: int) -> pa.Field:
+    """The field of a stored column of vectors of so many numbers."""
+    return field.with_metadata({_SIZE_KEY: str(size)})
+
+
 def vector_size(field: pa.Field) -> int | None:
     """Numbers in each vector of a stored column; `None` for a column of scalars."""
     size = (field.metadata or {}).get(_SIZE_KEY.encode())
     return None if size is None else int(size)
+
+
+def of_a_teacher(name: str) -> bool:
+    """Whether a column, one that a table may lack, is what a teacher says."""
+    return _base(name) in (*_TEACHER, _VECTOR)
+
+
+def with_nulls(rows: Rows, schema: pa.Schema) -> Rows:
+    """Rows that have all of a schema's columns of teachers, with null in those that they lack."""
+    for field in schema:
+        if of_a_teacher(field.name) and field.name not in rows.schema.names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows
 
 
 def _base(name: str) -> str | None:

@@ -21,10 +21,12 @@ from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter, commit_hour,
 from keras_exfm.streaming.columns import (
     Columns,
     StreamError,
+    of_a_teacher,
     own_column,
     prepare_hour,
     raw_feature,
     vector_size,
+    with_nulls,
 )
 
 SCHEMA_KEY = "keras_exfm.schema"
@@ -330,13 +332,17 @@ class Stream:
         try:
             with self.filesystem.open_input_file(file) as source:
                 parquet = pq.ParquetFile(source, page_checksum_verification=True)
-                lacking = [c for c in columns if c not in parquet.schema_arrow.names]
+                held = [c for c in columns if c in parquet.schema_arrow.names]
+                lacking = [c for c in columns if c not in held and not of_a_teacher(c)]
                 if lacking:
                     raise StreamError(f"{name}: the file lacks the columns {lacking}.")
                 groups = list(range(parquet.num_row_groups))
                 while groups and start + parquet.metadata.row_group(groups[0]).num_rows <= skip:
                     start += parquet.metadata.row_group(groups.pop(0)).num_rows
-                for batch in parquet.iter_batches(_CHUNK_ROWS, row_groups=groups, columns=columns):
+                for batch in parquet.iter_batches(_CHUNK_ROWS, row_groups=groups, columns=held):
+                    if len(held) < len(columns):  # Written without that teacher.
+                        wanted = pa.schema([self.arrow_schema.field(c) for c in columns])
+                        batch = with_nulls(batch, wanted)
                     left_out = min(max(skip - start, 0), len(batch))
                     if left_out < len(batch):
                         yield name, start + left_out, batch.slice(left_out)
@@ -355,6 +361,7 @@ def write_hour(
     source: str | None = None,
     storage_options: dict[str, str] | None = None,
     note: dict[str, Any] | None = None,
+    other_teachers: bool = False,
 ) -> bool:
     """Appends one hour to a labelled stream, all or nothing, exactly once.
 
@@ -373,8 +380,8 @@ def write_hour(
             padded with -1. `teacher_representation`, a vector a row (null or all NaN for none), is
             a `(rows, size)` array or an Arrow list column, kept as float16. Further tasks and
             teachers have their own `label_<task>`, `true_probability_<task>`,
-            `teacher_logit_<name>`, `teacher_age_s_<name>`, `teacher_representation_<name>`; nulls
-            are allowed in all.
+            `teacher_logit_<name>`, `teacher_snapshot_<name>`, `teacher_age_s_<name>`,
+            `teacher_representation_<name>`; nulls are allowed in all.
             Every hour has the same columns. An hour that does not fit in memory comes as an
             iterable of these, in the order of `(timestamp, example_id)`; that no id repeats in
             another batch is then the caller's to see to.
@@ -385,6 +392,10 @@ def write_hour(
         storage_options: As in `Stream`. Defaults to `None`.
         note: Kept in the commit's metadata, as JSON, beside the row count and a digest of each
             column (`Stream.notes`). Defaults to nothing.
+        other_teachers: Whether the hour's teachers may be others than the table's. Columns of a new
+            one are added to the table, in a commit before the hour's, and are null in the hours
+            before; those of one that is gone are null in this hour. Defaults to `False`: the hour
+            is refused.
 
     Returns:
         `True` if the hour was committed, `False` if this writer had committed it before.
@@ -417,11 +428,16 @@ def write_hour(
         stream = Stream(path, storage_options=storage_options)
         if _is_committed(stream, hour, app_id, where):
             return False
+    if other_teachers:
+        stream = with_teachers(stream, first.schema)
+        first = with_nulls(first, stream.arrow_schema)
     _check_same(stream, schema, first.schema, where)
     writer = HourWriter(path, stream.filesystem, hour)
     try:
         last: tuple[int, int] | None = None
         for rows in itertools.chain([first], (_prepare(b, hour, schema, where) for b in batches)):
+            if other_teachers:
+                rows = with_nulls(rows, stream.arrow_schema)
             if rows is not first and not _same_columns(rows.schema, first.schema):
                 _check_same(stream, schema, rows.schema, where)
             last = _follows(rows, last, where)
@@ -460,6 +476,27 @@ def create_table(
     except (DeltaError, OSError) as error:
         if not DeltaTable.is_deltatable(path, storage_options):
             raise StreamError(f"{path}/_delta_log: cannot create the table: {error}") from error
+
+
+def with_teachers(stream: Stream, rows: pa.Schema) -> Stream:
+    """The stream with all columns that rows have of teachers."""
+    from deltalake import Field
+    from deltalake.exceptions import CommitFailedError, DeltaError
+
+    for attempt in range(_COMMIT_ATTEMPTS):
+        lacking = [f for f in rows if of_a_teacher(f.name) and f.name not in stream.columns]
+        if not lacking:
+            return stream
+        try:
+            stream.table.alter.add_columns([Field.from_arrow(field) for field in lacking])
+        except (DeltaError, OSError) as error:
+            # Another writer may have been faster, with these columns even.
+            if not isinstance(error, CommitFailedError) or attempt + 1 == _COMMIT_ATTEMPTS:
+                raise StreamError(
+                    f"{stream.path}/_delta_log: cannot add columns: {error}"
+                ) from error
+        stream = stream.newest()
+    return stream
 
 
 def _prepare(data: Columns, hour: int, schema: Schema, where: str) -> pa.Table:

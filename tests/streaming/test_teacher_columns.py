@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.table import TableAlterer
 
 from keras_exfm import ExternalDistillation
 from keras_exfm.distillation import TeacherBranch
@@ -135,6 +136,7 @@ def test_columns_of_further_tasks_and_teachers(path):
         "label_conversion": label,
         "teacher_logit_small": logit,
         "teacher_age_s_small": np.arange(10.0),
+        "teacher_snapshot_small": ["one", None] * 5,
         f"{NAME}_small": vectors(),
     }
     data = hour_rows(7, **named)
@@ -145,6 +147,7 @@ def test_columns_of_further_tasks_and_teachers(path):
         assert got[name].dtype == np.float32
         np.testing.assert_array_equal(got[name], named[name][order].astype("float32"))
     assert got[f"{NAME}_small"].shape == (10, 3)
+    assert sorted(got["teacher_snapshot_small"]) == [""] * 5 + ["one"] * 5
     (_, y, _), *_ = read(path, batch_size=12, columns=tuple(named)).as_numpy_iterator()
     assert y["label_conversion"].shape == (12,)
     assert np.isnan(y["label_conversion"][10:]).all()
@@ -156,13 +159,68 @@ def test_columns_of_further_tasks_and_teachers(path):
         ("label_conversion", np.full(10, 0.5), "expected 0 or 1"),
         ("teacher_logit_b", np.full(10, np.inf), "expected finite logits"),
         ("teacher_age_s_b", np.full(10, -1.0), "expected ages"),
-        ("teacher_snapshot_b", ["x"] * 10, r"Unknown columns \['teacher_snapshot_b'\]"),
+        ("teacher_snapshot_b", np.zeros(10), "expected strings"),
         ("label_", np.zeros(10), r"Unknown columns \['label_'\]"),
     ],
 )
 def test_named_columns_that_are_refused(path, name, values, message):
     with pytest.raises(StreamError, match=message):
         write_hour(path, 7, hour_rows(7, **{name: values}), schema())
+
+
+def test_teachers_that_come_and_go(path):
+    """Columns are added where they are asked for; null before, and null when a teacher is gone."""
+    said = {"teacher_logit_b": np.arange(10.0), f"{NAME}_b": vectors(), NAME: vectors()}
+    write_hour(path, 7, hour_rows(7), schema())
+    before = Stream(path)
+    with pytest.raises(StreamError, match=r"'teacher_logit_b' is float; in the table it is miss"):
+        write_hour(path, 8, hour_rows(8, **said), schema())
+    assert write_hour(path, 8, hour_rows(8, **said), schema(), other_teachers=True)
+    with pytest.raises(StreamError, match=r"'teacher_logit_b' is missing"):
+        write_hour(path, 9, hour_rows(9), schema())
+    assert write_hour(path, 9, hour_rows(9), schema(), other_teachers=True)
+    for refused, message in (
+        ({f"{NAME}_b": vectors(size=2)}, "vectors of 2 numbers; in the table they have 3"),
+        ({"label_pay": np.ones(10)}, "'label_pay' is float"),
+    ):
+        rows = hour_rows(10, **refused)
+        with pytest.raises(StreamError, match=message):
+            write_hour(path, 10, rows, schema(), other_teachers=True)
+    for hour, known in ((7, 0), (8, 10), (9, 0)):
+        got = read_hour(path, hour, columns=tuple(said))
+        assert np.isfinite(got["teacher_logit_b"]).sum() == known
+        assert got[f"{NAME}_b"].shape == (10, 3)
+        for name in (f"{NAME}_b", NAME):
+            assert np.isfinite(got[name]).all(axis=1).sum() == (7 if known else 0)
+    whole = np.concatenate([y["teacher_logit_b"] for _, y, _ in read(
+        path, batch_size=10, columns=("teacher_logit_b",)
+    ).as_numpy_iterator()])  # fmt: skip
+    assert np.isfinite(whole).tolist() == [False] * 10 + [True] * 10 + [False] * 10
+    only = pa.concat_tables(Stream(path).tables(7, ["teacher_logit_b"]))
+    assert only.column(0).null_count == len(only) == 10
+    # A reader of an older version does not see them.
+    assert "teacher_logit_b" not in before.columns
+    assert len(read_hour(before, 7)["label"]) == 10
+    # The engine's own compaction reads such files too.
+    DeltaTable(path).optimize.compact()
+    assert np.isfinite(read_hour(path, 8, columns=tuple(said))["teacher_logit_b"]).all()
+
+
+def test_two_writers_that_add_one_teacher(path, monkeypatch):
+    write_hour(path, 7, hour_rows(7), schema())
+    real, late = TableAlterer.add_columns, []
+
+    def after_another(table, fields, *args):
+        if not late:
+            late.append(fields)
+            real(DeltaTable(path).alter, fields)
+        real(table, fields, *args)
+
+    monkeypatch.setattr(TableAlterer, "add_columns", after_another)
+    said = {"teacher_logit_b": np.arange(10.0)}
+    assert write_hour(path, 8, hour_rows(8, **said), schema(), other_teachers=True)
+    assert late
+    assert Stream(path).columns.count("teacher_logit_b") == 1
 
 
 class Recording(keras.Model):
