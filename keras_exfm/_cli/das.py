@@ -130,6 +130,7 @@ def status(
     """Where the service stands: streams, what is due, events without a label."""
     with readable_errors():
         settings = _job(job)
+        from keras_exfm.das._predictions import named
         from keras_exfm.das.status import status as find
 
         found = find(settings)
@@ -137,8 +138,9 @@ def status(
             console.print_json(json.dumps(found))
             return
         table = Table(title=f"{settings.name}: streams")
-        columns = ("vertical", "version", "hours", "rows", "through", "lag", "coverage", "age",
-                   "label rate")  # fmt: skip
+        teachers = list(settings.all_teachers) or [""]
+        taught = [f"{of} {name}".rstrip() for name in teachers for of in ("coverage", "age")]
+        columns = ("vertical", "version", "hours", "rows", "through", "lag", *taught, "label rate")
         for column in columns:
             table.add_column(column, justify="left" if column == "vertical" else "right")
         for name, of in found["streams"].items():
@@ -149,8 +151,14 @@ def status(
                 f"{of['rows']:,}",
                 _text(of["through"]),
                 _span(of["lag_s"]),
-                _share(of["coverage"]),
-                _span(of["mean_age_s"]),
+                *(
+                    told
+                    for teacher in teachers
+                    for told in (
+                        _share(of[named("coverage", teacher)]),
+                        _span(of[named("mean_age_s", teacher)]),
+                    )
+                ),
                 _share(of["label_rate"]),
             )
         console.print(table)
@@ -241,9 +249,10 @@ def backfill(job: JobArgument, hours: HoursOption = None, backend: BackendOption
 
         done = do(settings, hour_span(hours))
         for one in done:
+            teacher = f"the teacher {one.teacher}" if one.teacher else "a teacher"
             console.print(
                 f"{escape(one.table)} hour {one.hour}: {one.filled} of {one.missing} rows "
-                f"without a teacher filled, version {one.version}"
+                f"without {teacher} filled, version {one.version}"
             )
         if not done:
             console.print("Nothing to fill.")
@@ -274,8 +283,9 @@ def _job(path: Path) -> Any:
 def _line(step: Any) -> str:
     name = f" {escape(step.name)}" if step.name else ""
     told = f"{step.rows:,} rows"
-    if step.kind in ("score", "emit") and step.rows:
-        told += f", coverage {step.scored / step.rows:.1%}"
+    for teacher, scored in step.scored.items() if step.rows else ():
+        behind = f" by {teacher}" if teacher and step.kind == "emit" else ""
+        told += f", coverage{behind} {scored / step.rows:.1%}"
     if step.counts:
         told += ", " + ", ".join(f"{n} {reason}" for reason, n in step.counts.items() if n)
     done = "" if step.committed else " [dim](another worker did)[/]"

@@ -6,19 +6,17 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from keras_exfm.das._predictions import TEACHER_COLUMNS, named
 from keras_exfm.features import Schema
 from keras_exfm.streaming import MS_PER_HOUR, StreamError, _storage, partitions
 from keras_exfm.streaming.partitions import Partition
-
-ADDED = ("label", "teacher_logit", "teacher_snapshot", "teacher_age_s", "teacher_representation")
-"""Columns that the service adds; impressions cannot have them."""
 
 REASONS = ("late", "early", "duplicate", "orphan", "out_of_order")
 """Why an event lies in the side output."""
@@ -68,6 +66,8 @@ class HourJoin:
         temp_directory: Where DuckDB spills. Defaults to `None`: `.tmp` in the working directory.
         threads: DuckDB's threads. Defaults to `None`: one a core.
         chunk_rows: Rows of the tables that `rows` yields. Defaults to `65536`.
+        teachers: Names of teachers; impressions cannot have their columns, nor those of a teacher
+            without a name. Defaults to none.
     """
 
     def __init__(
@@ -80,12 +80,15 @@ class HourJoin:
         temp_directory: str | None = None,
         threads: int | None = None,
         chunk_rows: int = 65_536,
+        teachers: Iterable[str] = (),
     ) -> None:
         self.source = os.fspath(source)
         self.schema = schema
         self.tasks = tuple(tasks)
         self.storage_options = storage_options
         self.chunk_rows = chunk_rows
+        self._added = {"label", *(f"label_{task.name}" for task in self.tasks[1:])}
+        self._added |= {named(name, of) for name in TEACHER_COLUMNS for of in ("", *teachers)}
         settings: dict[str, Any] = {"preserve_insertion_order": False}
         if memory_limit is not None:
             settings["memory_limit"] = memory_limit
@@ -116,8 +119,7 @@ class HourJoin:
     def partition(self, hour: int) -> Partition:
         """The hour's impressions, their columns checked."""
         part = partitions.impressions(self.source, hour, self.schema, self.storage_options)
-        extra = {f"label_{task.name}" for task in self.tasks[1:]}
-        taken = sorted({*ADDED, *extra} & {*part.schema.names})
+        taken = sorted(self._added & {*part.schema.names})
         if taken:
             raise StreamError(
                 f"{part.where}: impressions cannot have the columns that the service adds: {taken}"
@@ -192,7 +194,7 @@ class HourJoin:
         hour: int,
         condition: str | None = None,
         verticals: Sequence[str] | None = None,
-        predictions: pads.Dataset | None = None,
+        predictions: Mapping[str, pads.Dataset] | None = None,
         tasks: Sequence[LabelTask] = (),
         columns: Sequence[str] | None = None,
     ) -> Iterator[pa.Table]:
@@ -202,7 +204,7 @@ class HourJoin:
             hour: The hour.
             condition: SQL over the impressions' columns: which rows. Defaults to all.
             verticals: Values of `vertical`: which rows. Defaults to all.
-            predictions: What a teacher said, to join by `example_id`. Defaults to `None`: no
+            predictions: Teacher -> what it said, to join by `example_id`. Defaults to `None`: no
                 such columns.
             tasks: Whose labels to join; the first one's is the column `label`, a further one's is
                 `label_<task>`. Defaults to none.
@@ -232,11 +234,16 @@ class HourJoin:
             joins.append(
                 f"LEFT JOIN labels{number} l{number} ON l{number}.example_id = i.example_id"
             )
-        if predictions is not None:
-            cursor.register("predictions", predictions)
-            names = [n for n in predictions.schema.names if n.startswith("teacher_")]
-            chosen += [f"p.{_quoted(name)}" for name in names]
-            joins.append("LEFT JOIN predictions p ON p.example_id = i.example_id")
+        for number, (teacher, said) in enumerate((predictions or {}).items()):
+            cursor.register(f"predictions{number}", said)
+            chosen += [
+                f"p{number}.{name} AS {_quoted(named(name, teacher))}"
+                for name in TEACHER_COLUMNS
+                if name in said.schema.names
+            ]
+            joins.append(
+                f"LEFT JOIN predictions{number} p{number} ON p{number}.example_id = i.example_id"
+            )
         conditions = []
         if condition is not None:
             conditions.append(f"({condition})")

@@ -1,33 +1,45 @@
-"""What the teacher said of each example, once: a Delta table that all verticals join."""
+"""What a teacher said of each example, once: a Delta table that all verticals join."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 
 from keras_exfm.streaming import StreamError
 from keras_exfm.streaming._hour_writer import HourWriter, commit_hour
-from keras_exfm.streaming.columns import own_column
+from keras_exfm.streaming.columns import own_column, sized
 from keras_exfm.streaming.stream import create_table, table_filesystem
+
+if TYPE_CHECKING:
+    from keras_exfm.das.job import Job
 
 APP_ID = "das"
 _VECTOR = "teacher_representation"
+TEACHER_COLUMNS = ("teacher_logit", "teacher_snapshot", "teacher_age_s", _VECTOR)
+"""What a table of predictions says of an example; a stream has them once a teacher, `named`."""
+
+
+def named(column: str, teacher: str) -> str:
+    """What a column of a teacher's predictions is called where there are several teachers."""
+    return f"{column}_{teacher}" if teacher else column
 
 
 class Predictions:
-    """The table of predictions, one partition an hour, appended to in time order exactly once.
+    """A teacher's predictions, one partition an hour, appended to in time order exactly once.
 
-    Columns: `hour`, `example_id`, `timestamp`, `teacher_logit`, `teacher_snapshot`,
-    `teacher_age_s`, and `teacher_representation` (bytes of float16) where vectors are logged.
+    Columns, whatever the teacher's name: `hour`, `example_id`, `timestamp`, `teacher_logit`,
+    `teacher_snapshot`, `teacher_age_s`, and `teacher_representation` (bytes of float16) where
+    vectors are logged.
 
     Args:
         path: Folder or URL of the table.
         representation_size: Length of the vectors. Defaults to `None`: none.
         storage_options: Options of the object store. Defaults to `None`.
+        teacher: The teacher's name. Defaults to `""`: none.
     """
 
     def __init__(
@@ -35,10 +47,25 @@ class Predictions:
         path: str,
         representation_size: int | None = None,
         storage_options: dict[str, str] | None = None,
+        teacher: str = "",
     ) -> None:
         self.path = path
         self.representation_size = representation_size
         self.storage_options = storage_options
+        self.teacher = teacher
+
+    @classmethod
+    def of(cls, job: Job) -> dict[str, Predictions]:
+        """Teacher -> its predictions, for each teacher of a job."""
+        return {
+            name: cls(
+                job.predictions(name),
+                teacher.representation_size,
+                job.output_options or None,
+                name,
+            )
+            for name, teacher in job.all_teachers.items()
+        }
 
     @property
     def arrow_schema(self) -> pa.Schema:
@@ -54,6 +81,14 @@ class Predictions:
         if self.representation_size is not None:
             fields.append((_VECTOR, pa.binary()))
         return pa.schema(fields)
+
+    @property
+    def stream_schema(self) -> pa.Schema:
+        """What a stream has of them."""
+        said = [field for field in self.arrow_schema if field.name in TEACHER_COLUMNS]
+        fields = [field.with_name(named(field.name, self.teacher)) for field in said]
+        size = self.representation_size
+        return pa.schema([*fields] if size is None else [*fields[:-1], sized(fields[-1], size)])
 
     def table(self) -> Any:
         """The Delta table as it is now; `None` if there is none yet."""
@@ -137,12 +172,19 @@ class Predictions:
             raise
         return True
 
-    def dataset(self, hour: int) -> pads.Dataset | None:
-        """One hour's rows to scan; `None` if it has none."""
+    def dataset(self, hour: int) -> pads.Dataset:
+        """One hour's rows to scan.
+
+        Raises:
+            StreamError: If it has none.
+        """
         table = self.table()
         files = _files_of(table, hour)
         if not files:
-            return None
+            raise StreamError(
+                f"{self.path}: no predictions of hour {hour}, which comes before the last one "
+                "that was scored."
+            )
         options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
         return pads.dataset(
             files,
@@ -155,10 +197,9 @@ class Predictions:
         """One hour's rows as they are stored, in their order.
 
         Raises:
-            StreamError: Names a file that cannot be read.
+            StreamError: If it has none; names a file that cannot be read.
         """
-        dataset = self.dataset(hour)
-        for fragment in dataset.get_fragments() if dataset is not None else ():
+        for fragment in self.dataset(hour).get_fragments():
             try:
                 for batch in fragment.to_batches(columns=columns):
                     yield pa.Table.from_batches([batch])
@@ -177,13 +218,13 @@ class Predictions:
             pass
 
     def with_vectors(self, rows: pa.Table) -> pa.Table:
-        """Rows whose vectors are the lists that `write_hour` takes, not bytes."""
+        """Rows of a join whose vectors are the lists that `write_hour` takes, not bytes."""
         if self.representation_size is None:
             return rows
-        size = self.representation_size
-        vectors = own_column(rows.column(_VECTOR), size)
+        size, name = self.representation_size, named(_VECTOR, self.teacher)
+        vectors = own_column(rows.column(name), size)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size)
-        return rows.set_column(rows.column_names.index(_VECTOR), _VECTOR, lists)
+        return rows.set_column(rows.column_names.index(name), name, lists)
 
     def _has(self, hour: int, writer: HourWriter) -> bool:
         """Whether a commit that ended in an error was one all the same."""

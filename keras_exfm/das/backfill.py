@@ -10,12 +10,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from keras_exfm.das._predictions import Predictions
+from keras_exfm.das._predictions import TEACHER_COLUMNS, Predictions, named
 from keras_exfm.das.job import Job, JobError
 from keras_exfm.das.worker import Step, Worker
 from keras_exfm.streaming import Stream, StreamError
 from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter
-from keras_exfm.streaming.stream import table_filesystem
+from keras_exfm.streaming.stream import table_filesystem, with_teachers
 
 Hours = tuple[int | None, int | None]
 _TRIES = 5
@@ -32,6 +32,7 @@ class Backfilled:
         missing: Rows without a teacher before.
         filled: Rows that have one now and had none.
         version: The version that holds them.
+        teacher: The teacher's name; `""` for the one without a name.
     """
 
     table: str
@@ -40,16 +41,18 @@ class Backfilled:
     missing: int
     filled: int
     version: int
+    teacher: str = ""
 
 
 def backfill(job: Job, hours: Hours = (None, None)) -> list[Backfilled]:
     """Scores the rows that have no teacher, by the rule of the service, and nothing else.
 
     Such rows are left by a teacher that was not finite, or by snapshots that came late into the
-    store. The rule stays: only a snapshot that was published before an example may score it. The
-    hours become a **new version** of predictions and streams, whose commits say so
-    (`Stream.notes`, key `backfill`); labels and all other values stay, and so do versions that are
-    pinned. A backfill that was killed is completed by the next.
+    store, and in streams by a teacher that has joined the job since they were emitted. The rule
+    stays: only a snapshot that was published before an example may score it. The hours become a
+    **new version** of predictions and streams, whose commits say so (`Stream.notes`, key
+    `backfill`); labels and all other values stay, and so do versions that are pinned. A backfill
+    that was killed is completed by the next.
 
     Args:
         job: The job.
@@ -60,13 +63,14 @@ def backfill(job: Job, hours: Hours = (None, None)) -> list[Backfilled]:
     """
     worker = Worker(job)
     try:
-        if worker.engine is None:
+        if not worker.engines:
             raise JobError(f"{job.name}: a backfill needs a teacher; the job has none.")
         done = []
-        for hour in _chosen(worker.predictions.hours(), hours):
-            done += _fill_predictions(worker, hour)
-            for name in job.verticals:
-                done += _fill_stream(worker, name, hour)
+        for teacher, predictions in worker.predictions.items():
+            for hour in _chosen(predictions.hours(), hours):
+                done += _fill_predictions(worker, teacher, hour)
+                for name in job.verticals:
+                    done += _fill_stream(worker, name, teacher, hour)
         return done
     finally:
         worker.close()
@@ -78,10 +82,10 @@ def rescore(
     hours: Hours = (None, None),
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Step]:
-    """Scores a range of hours by the teacher that the job has now, into **another output**.
+    """Scores a range of hours by the teachers that the job has now, into **another output**.
 
     The streams that exist stay as they are. What is written is what a service would have written
-    that has run with this teacher all the time; its commits name the output that it is a re-score
+    that has run with these teachers all the time; its commits name the output that it is a re-score
     of (`Stream.notes`, key `rescored_from`).
 
     Args:
@@ -93,7 +97,7 @@ def rescore(
     Raises:
         JobError: For a job without a teacher, or an output that is the job's own.
     """
-    if job.teacher is None:
+    if not job.all_teachers:
         raise JobError(f"{job.name}: a re-score needs a teacher; the job has none.")
     if output.rstrip("/") == job.output.rstrip("/"):
         raise JobError(f"A re-score goes into another output than the job's own, {job.output!r}.")
@@ -105,14 +109,12 @@ def rescore(
         worker.close()
 
 
-def _fill_predictions(worker: Worker, hour: int) -> list[Backfilled]:
-    predictions = worker.predictions
+def _fill_predictions(worker: Worker, teacher: str, hour: int) -> list[Backfilled]:
+    predictions = worker.predictions[teacher]
     rows = pa.concat_tables(predictions.tables(hour, ["example_id", "teacher_logit"]))
     missing = rows.filter(rows.column("teacher_logit").is_null()).select(["example_id"])
     if not len(missing):
         return []
-    engine = worker.engine
-    assert engine is not None
     database = duckdb.connect()
     database.register("missing", missing)
 
@@ -124,7 +126,8 @@ def _fill_predictions(worker: Worker, hour: int) -> list[Backfilled]:
             if len(table):
                 yield table
 
-    found = [scored.rows for scored in engine.score(wanted(), worker.join.where(hour))]
+    engine, where = worker.engines[teacher], worker.join.where(hour)
+    found = [scored.rows for scored in engine.score(wanted(), where)]
     scored = pa.concat_tables(found) if found else predictions.arrow_schema.empty_table()
     scored = scored.filter(scored.column("teacher_logit").is_valid())
     if not len(scored):
@@ -133,13 +136,15 @@ def _fill_predictions(worker: Worker, hour: int) -> list[Backfilled]:
         predictions.path,
         predictions.storage_options,
         hour,
-        _filled(predictions.tables(hour), scored),
+        _filled(predictions.tables(hour), scored, ""),
         {"backfill": {"missing": len(missing), "filled": len(scored)}},
     )
-    return [Backfilled(predictions.path, hour, len(rows), len(missing), len(scored), version)]
+    return [
+        Backfilled(predictions.path, hour, len(rows), len(missing), len(scored), version, teacher)
+    ]
 
 
-def _fill_stream(worker: Worker, name: str, hour: int) -> list[Backfilled]:
+def _fill_stream(worker: Worker, name: str, teacher: str, hour: int) -> list[Backfilled]:
     path, options = worker.job.stream(name), worker.job.output_options or None
     try:
         stream = Stream(path, storage_options=options)
@@ -147,10 +152,14 @@ def _fill_stream(worker: Worker, name: str, hour: int) -> list[Backfilled]:
         return []  # Nothing was emitted yet.
     if hour not in stream.hours:
         return []
-    rows = pa.concat_tables(stream.tables(hour, ["example_id", "teacher_logit"]))
-    missing = rows.filter(rows.column("teacher_logit").is_null())
-    known = pa.concat_tables(_bare(worker.predictions, hour))
+    known = pa.concat_tables(_bare(worker.predictions[teacher], hour))
     known = known.filter(known.column("teacher_logit").is_valid())
+    if not len(known):
+        return []
+    stream = with_teachers(stream, worker.predictions[teacher].stream_schema)
+    logit = named("teacher_logit", teacher)
+    rows = pa.concat_tables(stream.tables(hour, ["example_id", logit]))
+    missing = rows.filter(rows.column(logit).is_null())
     database = duckdb.connect()
     database.register("missing", missing)
     database.register("known", known)
@@ -163,10 +172,15 @@ def _fill_stream(worker: Worker, name: str, hour: int) -> list[Backfilled]:
         path,
         options,
         hour,
-        _filled(stream.tables(hour, columns), filling),
-        {"backfill": {"missing": len(missing), "filled": len(filling)}},
+        _filled(stream.tables(hour, columns), filling, teacher),
+        {
+            "backfill": {
+                named("missing", teacher): len(missing),
+                named("filled", teacher): len(filling),
+            }
+        },
     )
-    return [Backfilled(path, hour, len(rows), len(missing), len(filling), version)]
+    return [Backfilled(path, hour, len(rows), len(missing), len(filling), version, teacher)]
 
 
 def _bare(predictions: Predictions, hour: int) -> Iterator[pa.Table]:
@@ -174,16 +188,18 @@ def _bare(predictions: Predictions, hour: int) -> Iterator[pa.Table]:
         yield table.drop_columns(["timestamp"])
 
 
-def _filled(tables: Iterable[pa.Table], known: pa.Table) -> Iterator[pa.Table]:
-    """Tables whose rows have the teacher columns of `known` where they have no teacher."""
+def _filled(tables: Iterable[pa.Table], known: pa.Table, teacher: str) -> Iterator[pa.Table]:
+    """Tables whose rows have what `known` says of them where they lack this teacher."""
+    own = {named(column, teacher): column for column in TEACHER_COLUMNS}
+    logit = named("teacher_logit", teacher)
     database = duckdb.connect()
     database.register("known", known)
     for table in tables:
         numbered = table.append_column("__row", pa.array(range(len(table)), pa.int64()))
         database.register("rows", numbered)
         columns = [
-            f'CASE WHEN r.teacher_logit IS NULL THEN k."{n}" ELSE r."{n}" END AS "{n}"'
-            if n.startswith("teacher_")
+            f'CASE WHEN r.{logit} IS NULL THEN k.{own[n]} ELSE r."{n}" END AS "{n}"'
+            if n in own
             else f'r."{n}"'
             for n in table.column_names
         ]

@@ -95,8 +95,8 @@ class Follower:
         if self.metrics is not None:
             self.metrics.observe(step)
             self.metrics.backlog.dec()
-            if self.worker.engine is not None:
-                self.metrics.observe_restarts(self.worker.engine.restarts)
+            engines = self.worker.engines.values()
+            self.metrics.observe_restarts(sum(engine.restarts for engine in engines))
 
 
 class JsonLines(logging.Formatter):

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from keras_exfm.das._join import LabelTask
+from keras_exfm.das._predictions import named
 from keras_exfm.features import Schema, SchemaError
 from keras_exfm.streaming import partitions
 from keras_exfm.streaming.partitions import DatasetInfo
@@ -27,7 +28,6 @@ from keras_exfm.streaming.partitions import DatasetInfo
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
-_TAKEN = ("predictions", "side")
 
 
 class JobError(ValueError):
@@ -159,7 +159,7 @@ class Job(_Strict):
     source: str
     """Folder or URL with `impressions/` and the tasks' label folders."""
     output: str
-    """Folder or URL for `<vertical>/`, `predictions/` and `side/`."""
+    """Folder or URL for `<vertical>/`, `predictions/`, `predictions_<teacher>/` and `side/`."""
     source_options: dict[str, Any] = {}
     """Arguments of fsspec's file system, where `source` is a URL."""
     output_options: dict[str, str] = {}
@@ -173,18 +173,28 @@ class Job(_Strict):
     tasks: dict[str, Task] = Field(min_length=1)
     verticals: dict[str, Vertical] = Field(min_length=1)
     teacher: Teacher | None = None
-    """None: labels are joined, and rows come without a teacher."""
+    """The teacher without a name, of the columns `teacher_logit` and so on; none if left out."""
+    teachers: dict[str, Teacher] = {}
+    """Teachers with names, of the columns `teacher_logit_<name>` and so on. Without any teacher
+    labels are joined alone."""
     engine: Literal["local", "ray"] = "local"
-    """What runs the teacher."""
+    """What runs the teachers."""
     join: Join = Join()
     follow: Follow = Follow()
 
     @model_validator(mode="after")
     def _names(self) -> Job:
-        for kind in ("tasks", "verticals"):
+        folders = ("predictions", *(named("predictions", name) for name in self.teachers), "side")
+        for kind, taken in (("tasks", ()), ("teachers", ()), ("verticals", folders)):
             for name in getattr(self, kind):
-                if not re.match(_NAME, name) or (kind == "verticals" and name in _TAKEN):
-                    raise ValueError(f"{kind}.{name}: should be an identifier other than {_TAKEN}")
+                if not re.match(_NAME, name) or name in taken:
+                    other = f" other than {taken}" if taken else ""
+                    raise ValueError(f"{kind}.{name}: should be an identifier{other}")
+        if len({name.lower() for name in self.teachers}) < len(self.teachers):
+            raise ValueError(
+                "teachers: expected names that differ by more than upper and lower case. "
+                f"Received: {list(self.teachers)}"
+            )
         for name, vertical in self.verticals.items():
             unknown = [task for task in vertical.tasks if task not in self.tasks]
             if unknown or len(set(vertical.tasks)) < len(vertical.tasks):
@@ -192,9 +202,9 @@ class Job(_Strict):
                     f"verticals.{name}.tasks: expected distinct names among {list(self.tasks)}. "
                     f"Received: {vertical.tasks}"
                 )
-        folders = [task.labels for task in self.tasks.values()]
-        if len(set(folders)) < len(folders):
-            raise ValueError(f"tasks: each has a label folder of its own. Received: {folders}")
+        labels = [task.labels for task in self.tasks.values()]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"tasks: each has a label folder of its own. Received: {labels}")
         if self.features is not None:
             Schema.from_dict({"features": self.features})
         return self
@@ -250,9 +260,13 @@ class Job(_Strict):
         return f"{self.output.rstrip('/')}/{vertical}"
 
     @property
-    def predictions(self) -> str:
-        """Path of the table of predictions."""
-        return f"{self.output.rstrip('/')}/predictions"
+    def all_teachers(self) -> dict[str, Teacher]:
+        """Name -> teacher; the one without a name is `""`."""
+        return ({} if self.teacher is None else {"": self.teacher}) | self.teachers
+
+    def predictions(self, teacher: str = "") -> str:
+        """Path of a teacher's table of predictions."""
+        return f"{self.output.rstrip('/')}/{named('predictions', teacher)}"
 
     @property
     def side(self) -> str:

@@ -72,7 +72,7 @@ def _tables(job: Job) -> Iterator[tuple[str, Any]]:
 
     options = job.output_options or None
     paths = [job.stream(name) for name in job.verticals]
-    for path in [*([job.predictions] if job.teacher is not None else []), *paths]:
+    for path in [*map(job.predictions, job.all_teachers), *paths]:
         if DeltaTable.is_deltatable(path, options):
             try:
                 yield path, DeltaTable(path, storage_options=options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,16 @@ _SECONDS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600)
 class Metrics:
     """Prometheus metrics of a worker.
 
-    `das_rows_total{stage, name}`, `das_coverage{name}` and `das_teacher_age_seconds{name}` (of the
-    last hour), `das_lag_seconds{stage, name}` (from the end of the last hour done until now),
-    `das_events_total{task, reason}` (late, early, duplicate, orphan, out_of_order),
-    `das_dropped_rows_total` (of hours that landed too late), `das_not_finite_rows_total`,
-    `das_stage_seconds{stage}` (a histogram), `das_backlog_units`, `das_scorer_restarts_total`,
-    `das_errors_total`.
+    `das_rows_total{stage, name}`, `das_coverage{name, teacher}` and
+    `das_teacher_age_seconds{name, teacher}` (of the last hour), `das_lag_seconds{stage, name}`
+    (from the end of the last hour done until now), `das_events_total{task, reason}` (late, early,
+    duplicate, orphan, out_of_order), `das_dropped_rows_total` (of hours that landed too late),
+    `das_not_finite_rows_total{teacher}`, `das_stage_seconds{stage}` (a histogram),
+    `das_backlog_units`, `das_scorer_restarts_total`, `das_errors_total`.
+
+    `name` is a vertical; where rows and lag are those of scoring, it is the teacher. Coverage and
+    age are an hour's of predictions where `name` is empty. `teacher` is empty for the one without a
+    name, which to Prometheus is as good as no label.
 
     Args:
         job: The job.
@@ -52,12 +55,17 @@ class Metrics:
         counter, gauge = prometheus.Counter, prometheus.Gauge
         staged = ("stage", "name")
         self.rows = make(counter, "rows", "Rows done", staged)
-        self.coverage = make(gauge, "coverage", "Share of an hour's rows with a teacher", ("name",))
-        self.age = make(gauge, "teacher_age_seconds", "Mean age of an hour's teacher", ("name",))
+        taught = ("name", "teacher")
+        self.coverage = make(gauge, "coverage", "Share of an hour's rows with a teacher", taught)
+        self.age = make(gauge, "teacher_age_seconds", "Mean age of an hour's teacher", taught)
         self.lag = make(gauge, "lag_seconds", "Since the end of the last hour done", staged)
         self.events = make(counter, "events", "Events without a label", ("task", "reason"))
         self.dropped = make(counter, "dropped_rows", "Rows of hours that landed too late")
-        self.not_finite = make(counter, "not_finite_rows", "Rows whose teacher was not finite")
+        self.not_finite = make(
+            counter, "not_finite_rows", "Rows whose teacher was not finite", ("teacher",)
+        )
+        for teacher in job.all_teachers:
+            self.not_finite.labels(teacher)
         self.seconds = make(
             prometheus.Histogram, "stage_seconds", "Seconds of a unit", ("stage",), buckets=_SECONDS
         )
@@ -77,15 +85,17 @@ class Metrics:
             self.dropped.inc(step.rows)
         else:
             self.rows.labels(step.kind, step.name).inc(step.rows)
-            self.not_finite.inc(step.not_finite)
+            if step.kind == "score":
+                self.not_finite.labels(step.name).inc(step.not_finite)
             key = (step.kind, step.name)
             if key not in self._last:
                 self.lag.labels(*key).set_function(lambda: self._lag(key))
             self._last[key] = max(step.hour, self._last.get(key, step.hour))
-            if step.rows:
-                self.coverage.labels(step.name).set(step.scored / step.rows)
-            if not math.isnan(step.mean_age_s):
-                self.age.labels(step.name).set(step.mean_age_s)
+            vertical = step.name if step.kind == "emit" else ""
+            for teacher, scored in step.scored.items() if step.rows else ():
+                self.coverage.labels(vertical, teacher).set(scored / step.rows)
+            for teacher, age in step.mean_age_s.items():
+                self.age.labels(vertical, teacher).set(age)
 
     def observe_restarts(self, restarts: int) -> None:
         """Counts deaths of scoring processes; takes their number since the start."""

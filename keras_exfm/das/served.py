@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 
 from keras_exfm.das._join import HourJoin
-from keras_exfm.das._predictions import Predictions
+from keras_exfm.das._predictions import Predictions, named
 from keras_exfm.das._scoring import encoded
 from keras_exfm.das.job import Job, JobError
 from keras_exfm.streaming.columns import own_column
@@ -36,14 +36,15 @@ def read_served(
         job: The job; it needs a teacher.
         vertical: Which of its verticals' examples; their tasks do not matter here.
         hours: First and last hour, both included; `None` leaves an end open. Defaults to all that
-            are scored. To go on later, pass the hour after the last one that came.
+            all teachers have scored. To go on later, pass the hour after the last one that came.
         batch_size: Rows of a batch; the last one of an hour is filled up with rows of weight 0.
             Defaults to `4096`.
 
     Yields:
-        `(hour, features, targets, weight)`, in time order. The targets are `label` (NaN),
-        `teacher_logit`, `teacher_age_s` and, where the teacher logs vectors,
-        `teacher_representation`; give a model those of its `target_columns`.
+        `(hour, features, targets, weight)`, in time order. The targets are `label` (NaN) and,
+        of each teacher, `teacher_logit`, `teacher_age_s` and, where it logs vectors,
+        `teacher_representation`, with `_<name>` behind if it has a name; give a model those of its
+        `target_columns`.
 
     Raises:
         JobError: If the job has no teacher or no such vertical.
@@ -74,7 +75,7 @@ def read_served(
     ...     print(hour, x["x"].tolist(), y["teacher_logit"].tolist(), weight.tolist())
     0 [0.5, 0.0] [1.0, nan] [1.0, 0.0]
     """
-    if job.teacher is None:
+    if not job.all_teachers:
         raise JobError(f"{job.name}: without a teacher nothing is said before the labels are known")
     job.stream(vertical)  # Refuses an unknown name.
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -88,8 +89,7 @@ def _served(
     job: Job, vertical: str, hours: tuple[int | None, int | None], batch_size: int
 ) -> Iterator[tuple[int, Batch, Batch, np.ndarray]]:
     schema, chosen = job.schema_of_features(), job.verticals[vertical]
-    size = job.teacher.representation_size if job.teacher else None
-    predictions = Predictions(job.predictions, size, job.output_options or None)
+    predictions = Predictions.of(job)
     join = HourJoin(
         job.source,
         schema,
@@ -99,18 +99,18 @@ def _served(
         job.join.temp_directory,
         job.join.threads,
         batch_size,
+        predictions,
     )
     columns = ["example_id", "timestamp", *schema.names]
     first, last = hours
-    for hour in sorted(predictions.hours()):
+    for hour in sorted(set.intersection(*(set(of.hours()) for of in predictions.values()))):
         if (first is not None and hour < first) or (last is not None and hour > last):
             continue
-        tables = join.rows(
-            hour, chosen.where, chosen.verticals, predictions.dataset(hour), columns=columns
-        )
+        said = {teacher: of.dataset(hour) for teacher, of in predictions.items()}
+        tables = join.rows(hour, chosen.where, chosen.verticals, said, columns=columns)
         for table in tables:
             batch = encoded(table, schema, join.where(hour))
-            y = _targets(table, size)
+            y = _targets(table, predictions)
             weight = np.ones(len(table), np.float32)
             padded = pad_batch({**batch, **y, "weight": weight}, schema, batch_size)
             yield (
@@ -121,10 +121,12 @@ def _served(
             )
 
 
-def _targets(table: pa.Table, size: int | None) -> Batch:
+def _targets(table: pa.Table, predictions: Mapping[str, Predictions]) -> Batch:
     targets = {"label": np.full(len(table), np.nan, np.float32)}
-    for name in ("teacher_logit", "teacher_age_s"):
-        targets[name] = own_column(table.column(name)).astype(np.float32)
-    if size is not None:
-        targets["teacher_representation"] = own_column(table.column("teacher_representation"), size)
+    for teacher, of in predictions.items():
+        for name in (named("teacher_logit", teacher), named("teacher_age_s", teacher)):
+            targets[name] = own_column(table.column(name)).astype(np.float32)
+        if of.representation_size is not None:
+            name = named("teacher_representation", teacher)
+            targets[name] = own_column(table.column(name), of.representation_size)
     return targets

@@ -16,7 +16,7 @@ from keras_exfm.das.worker import Worker
 from keras_exfm.streaming import Stream, StreamError
 from keras_exfm.streaming._digest import RowDigest
 from keras_exfm.streaming._hour_writer import NOTE_KEY
-from keras_exfm.streaming.columns import prepare_hour
+from keras_exfm.streaming.columns import of_a_teacher, prepare_hour
 from keras_exfm.streaming.stream import table_filesystem
 
 
@@ -57,8 +57,10 @@ def verify(
     For each table: every file that the log names is there, as large as the log says, and every
     page of it reads, against its checksum; the log's counts are the files' and the notes'; no
     example id is there twice; each column's digest is the one that its commit noted, and, with
-    `source`, the one of a new join of impressions, label events and predictions. The teacher is not
-    asked again: what it said is held by the predictions, which their own digests cover.
+    `source`, the one of a new join of impressions, label events and predictions. Teachers are not
+    asked again: what they said is held by the predictions, which their own digests cover. Columns
+    of a teacher that an hour's commit does not name, or that the job has no longer, are passed
+    over.
 
     Args:
         job: The job.
@@ -70,8 +72,8 @@ def verify(
     worker = Worker(job)
     try:
         found = []
-        if job.teacher is not None and vertical is None:
-            found.append(_verify_predictions(worker.predictions, hours))
+        for predictions in worker.predictions.values() if vertical is None else ():
+            found.append(_verify_predictions(predictions, hours))
         for name in [vertical] if vertical is not None else list(job.verticals):
             found.append(_verify_stream(worker, name, hours, source))
         return found
@@ -98,15 +100,18 @@ def _verify_stream(
     _check_files(found, stream.table, stream.filesystem, options)
     for hour in chosen:
         try:
-            digest = _digest(stream.tables(hour, columns))
-            _compare_with_note(found, hour, stream.rows(hour), digest, notes.get(hour))
+            note = notes.get(hour)
+            known = columns if note is None else [c for c in columns if c in note["digest"]]
+            digest = _digest(stream.tables(hour, known))
+            _compare_with_note(found, hour, stream.rows(hour), digest, note)
             if hour in there:
                 schema = stream.schema
                 again = _digest(
-                    prepare_hour(rows, hour, schema).select(columns)
-                    for rows in worker.rows(hour, name)
+                    rows.select([c for c in known if c in rows.column_names])
+                    for rows in (prepare_hour(r, hour, schema) for r in worker.rows(hour, name))
                 )
-                differ = _differing(digest[1], again[1])
+                gone = {c for c in known if c not in again[1] and of_a_teacher(c)}
+                differ = sorted({*_differing(digest[1], again[1])} - gone)
                 if differ or digest[0] != again[0]:
                     found.problems.append(
                         f"{path} (hour {hour}): {digest[0]} rows; a new join of the source gives "

@@ -6,11 +6,10 @@ import collections
 import contextvars
 import dataclasses
 import itertools
-import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -20,13 +19,14 @@ import pyarrow.compute as pc
 
 from keras_exfm import streaming
 from keras_exfm.das._join import HourJoin
-from keras_exfm.das._predictions import APP_ID, Predictions
+from keras_exfm.das._predictions import APP_ID, Predictions, named
 from keras_exfm.das._side_output import SideOutput
-from keras_exfm.das.engines import ConnectedEngine, Engine, PartitionEngine, Scored, make_engine
+from keras_exfm.das.engines import ConnectedEngine, Engine, PartitionEngine, Scored, make_engines
 from keras_exfm.das.job import Job
 from keras_exfm.streaming import StreamError, partitions
 
 Kind = Literal["score", "emit", "audit", "missed"]
+_COUNTED = ["teacher_logit", "teacher_age_s"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Step:
     """What one unit of work did.
 
     Attributes:
-        kind: `"score"` (an hour's predictions), `"emit"` (an hour of a vertical's stream),
-            `"audit"` (an hour of a task's events, to the side output) or `"missed"` (an hour that
-            landed after later ones were committed, to the side output).
-        name: The vertical or task; `""` for `"score"` and `"missed"`.
+        kind: `"score"` (an hour's predictions by a teacher), `"emit"` (an hour of a vertical's
+            stream), `"audit"` (an hour of a task's events, to the side output) or `"missed"` (an
+            hour that landed after later ones were committed, to the side output).
+        name: The teacher, vertical or task; `""` for a teacher without a name and `"missed"`.
         hour: The hour.
         committed: `False` if another worker had done it.
         rows: Rows scored, emitted or left out.
-        scored: Rows with a teacher.
+        scored: Teacher -> rows that have its logit.
         positives: Rows with label 1 (of the vertical's first task).
         not_finite: Rows whose teacher gave NaN or infinity.
-        mean_age_s: Mean age of the teacher over the scored rows; NaN without any.
+        mean_age_s: Teacher -> its mean age over the rows that it scored, if it scored any.
         counts: Of an audit: reason -> events.
         seconds: How long it took. Scoring runs beside other units, so the sum over units may be
             more than the time of the whole.
@@ -55,10 +55,10 @@ class Step:
     hour: int
     committed: bool
     rows: int = 0
-    scored: int = 0
+    scored: dict[str, int] = dataclasses.field(default_factory=dict)
     positives: int = 0
     not_finite: int = 0
-    mean_age_s: float = math.nan
+    mean_age_s: dict[str, float] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
@@ -66,19 +66,20 @@ class Step:
 class Worker:
     """Does a job's work.
 
-    An hour goes through three kinds of units. It is **scored** as soon as it has landed, once for
-    all verticals, while its labels are awaited. It is **emitted** into a vertical's stream when the
-    longest window among the vertical's tasks has closed. Its events are **audited**, a task at a
-    time, an hour after the task's window, when late ones are known. Each unit is one Delta commit
-    with an application transaction, or files of fixed names and content: so any number of workers
-    may run one job, and one that is killed at any moment may be started again; nothing is lost or
-    doubled. (Two workers that race may both score an hour; one of them commits.) The next
-    hour that is to be scored is scored while those before it are emitted and audited.
+    An hour goes through three kinds of units. It is **scored** as soon as it has landed, once by
+    each teacher for all verticals, while its labels are awaited. It is **emitted** into a
+    vertical's stream when the longest window among the vertical's tasks has closed. Its events are
+    **audited**, a task at a time, an hour after the task's window, when late ones are known. Each
+    unit is one Delta commit with an application transaction, or files of fixed names and content:
+    so any number of workers may run one job, and one that is killed at any moment may be started
+    again; nothing is lost or doubled. (Two workers that race may both score an hour; one of them
+    commits.) The next hour that is to be scored is scored while those before it are emitted and
+    audited.
 
     Args:
         job: The job.
         on_step: Called after each unit. Defaults to `None`.
-        engine: What scores. Defaults to `None`: what the job asks for.
+        engines: Teacher -> what scores for it. Defaults to `None`: what the job asks for.
         hours: First and last hour to work on, both included; `None` leaves an end open. Defaults
             to all.
         note: Kept in the metadata of each commit. Defaults to nothing.
@@ -108,7 +109,7 @@ class Worker:
         self,
         job: Job,
         on_step: Callable[[Step], None] | None = None,
-        engine: Engine | None = None,
+        engines: Mapping[str, Engine] | None = None,
         hours: tuple[int | None, int | None] = (None, None),
         note: dict[str, Any] | None = None,
     ) -> None:
@@ -117,7 +118,7 @@ class Worker:
         self.hours = hours
         self.note = note
         self.schema = job.schema_of_features()
-        self.engine = engine if engine is not None else make_engine(job, self.schema)
+        self.engines = dict(engines) if engines is not None else make_engines(job, self.schema)
         self.tasks = job.label_tasks
         self.join = HourJoin(
             job.source,
@@ -128,9 +129,9 @@ class Worker:
             job.join.temp_directory,
             job.join.threads,
             job.join.chunk_rows,
+            self.engines,
         )
-        size = job.teacher.representation_size if job.teacher else None
-        self.predictions = Predictions(job.predictions, size, job.output_options or None)
+        self.predictions = Predictions.of(job)
         self.side = SideOutput(job.side, (job.side_options or None))
         self._checked: set[int] = set()
         # Collecting an iterator that was dropped takes it, wherever that happens.
@@ -138,7 +139,7 @@ class Worker:
         self._under_way: _Scoring | None = None
 
     def close(self) -> None:
-        """Gives up an hour that is being scored, and stops the engine's processes.
+        """Gives up an hour that is being scored, and stops the engines' processes.
 
         Steps that are under way end with an error at the next one.
         """
@@ -146,8 +147,8 @@ class Worker:
             scoring, self._under_way = self._under_way, None
         if scoring is not None:
             scoring.give_up()
-        if self.engine is not None:
-            self.engine.close()
+        for engine in self.engines.values():
+            engine.close()
 
     def run(self, ended: bool = False) -> list[Step]:
         """Does all that is due, hour by hour.
@@ -183,8 +184,9 @@ class Worker:
         try:
             units = self.due(ended)
             coming = collections.deque(unit for unit in units if unit[0] == "score")
-            if coming and isinstance(self.engine, ConnectedEngine):
-                self.engine.connect()
+            for engine in self.engines.values() if coming else ():
+                if isinstance(engine, ConnectedEngine):
+                    engine.connect()
             scored = self._ahead(scoring, coming)
             for unit in units:
                 if scoring.left.is_set():
@@ -214,8 +216,8 @@ class Worker:
         """Begins the next unit that scores."""
         if not coming:
             return None
-        _, _, hour = coming.popleft()
-        return scoring.submit(lambda: self._timed("score", "", hour, scoring.left))
+        _, teacher, hour = coming.popleft()
+        return scoring.submit(lambda: self._timed("score", teacher, hour, scoring.left))
 
     def _timed(self, kind: Kind, name: str, hour: int, *more: threading.Event) -> Step:
         begun = time.monotonic()
@@ -229,23 +231,22 @@ class Worker:
         if newest is None:
             return []
         found: list[tuple[Kind, str, int]] = []
-        through = self.predictions.through() if self.engine is not None else None
-        if self.engine is not None:
+        missed: set[int] = set()
+        for teacher, predictions in self.predictions.items():
+            through = predictions.through()
             found += [
-                ("score", "", hour)
+                ("score", teacher, hour)
                 for hour in impressions
                 if (through is None or hour > through) and (ended or hour < newest)
             ]
-            known = self.predictions.hours() if through is not None else {}
-            # Hours before these may have been removed on purpose.
-            oldest = min(known, default=0)
+            if through is not None:
+                known = predictions.hours()
+                # Hours before these may have been removed on purpose.
+                oldest = min(known, default=0)
+                missed |= {h for h in impressions if oldest < h <= through and h not in known}
+        if missed:
             done = self.side.hours("impressions")
-            found += [
-                ("missed", "", hour)
-                for hour in impressions
-                if through is not None and hour <= through
-                and hour > oldest and hour not in known and hour not in done
-            ]  # fmt: skip
+            found += [("missed", "", hour) for hour in missed if hour not in done]
         for name in self.job.verticals:
             path, options = self.job.stream(name), self.job.output_options or None
             past = streaming.committed_through(path, APP_ID, options)
@@ -254,7 +255,7 @@ class Worker:
                 for hour in impressions
                 if (past is None or hour > past)
                 and (ended or hour + self.job.lag(name) < newest)
-                and not (self.engine is not None and ("missed", "", hour) in found)
+                and hour not in missed
             ]
         for name, task in self.tasks.items():
             events = partitions.hours(self.job.source, task.folder, self.job.source_options or None)
@@ -283,8 +284,7 @@ class Worker:
         return max(itertools.chain(found, *events), default=None)
 
     def _score(self, hour: int, name: str, left: threading.Event) -> Step:
-        engine = self.engine
-        assert engine is not None
+        engine = self.engines[name]
 
         def stay() -> None:
             if left.is_set():
@@ -292,7 +292,7 @@ class Worker:
 
         stay()
         self._check(hour)
-        told = _Told()
+        told = _Told([name])
 
         def batches() -> Iterator[pa.Table]:
             # Before an engine starts what would have to be stopped.
@@ -300,11 +300,12 @@ class Worker:
             for scored in self._scored(engine, hour):
                 stay()
                 told.not_finite += scored.not_finite
-                told.teacher(scored.rows)
+                told.rows += len(scored.rows)
+                told.teacher(name, *scored.rows.select(_COUNTED).columns)
                 yield scored.rows
 
-        committed = self.predictions.append(hour, batches(), self.note or {})
-        return told.step("score", "", hour, committed)
+        committed = self.predictions[name].append(hour, batches(), self.note or {})
+        return told.step("score", name, hour, committed)
 
     def _scored(self, engine: Engine, hour: int) -> Iterator[Scored]:
         where = self.join.where(hour)
@@ -320,35 +321,35 @@ class Worker:
     def rows(self, hour: int, name: str) -> Iterator[pa.Table]:
         """What a vertical's stream holds of an hour, joined from source and predictions."""
         vertical = self.job.verticals[name]
-        predictions = None
-        if self.engine is not None:
-            predictions = self.predictions.dataset(hour)
-            if predictions is None:
-                raise StreamError(
-                    f"{self.predictions.path}: no predictions of hour {hour}, which comes before "
-                    "the last one that was scored."
-                )
+        said = {teacher: of.dataset(hour) for teacher, of in self.predictions.items()}
         try:
             for table in self.join.rows(
-                hour, vertical.where, vertical.verticals, predictions, self.job.tasks_of(name)
+                hour, vertical.where, vertical.verticals, said, self.job.tasks_of(name)
             ):
-                yield self.predictions.with_vectors(table) if self.engine else table
+                for predictions in self.predictions.values():
+                    table = predictions.with_vectors(table)
+                yield table
         except StreamError:
             # The join does not say which of its inputs cannot be read.
-            self.predictions.check_readable(hour)
+            for predictions in self.predictions.values():
+                predictions.check_readable(hour)
             raise
 
     def _emit(self, hour: int, name: str) -> Step:
-        if self.engine is None:  # Else it was checked when it was scored.
+        if not self.engines:  # Else it was checked when it was scored.
             self._check(hour)
-        told = _Told()
+        # Without a teacher, rows have the columns of one without a name, all null.
+        told = _Told(self.engines or [""])
         path, options = self.job.stream(name), self.job.output_options or None
         note: dict[str, Any] = {"vertical": name, "tasks": self.job.verticals[name].tasks}
         note |= self.note or {}
 
         def rows() -> Iterator[pa.Table]:
             for table in self.rows(hour, name):
-                told.teacher(table)
+                told.rows += len(table)
+                for teacher in self.engines:
+                    counted = [named(column, teacher) for column in _COUNTED]
+                    told.teacher(teacher, *table.select(counted).columns)
                 told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
                 # Part of the commit, which comes after the last row.
                 note.update(told.figures())
@@ -368,6 +369,7 @@ class Worker:
                 source=self.join.where(hour),
                 storage_options=options,
                 note=note,
+                other_teachers=True,
             )
         return told.step("emit", name, hour, committed)
 
@@ -432,28 +434,29 @@ def _with_keras_settings(function: Callable[[], Step]) -> Callable[[], Step]:
     return run
 
 
-@dataclasses.dataclass
 class _Told:
-    rows: int = 0
-    scored: int = 0
-    positives: int = 0
-    not_finite: int = 0
-    aged: int = 0
-    age_s: float = 0.0
+    def __init__(self, teachers: Iterable[str]) -> None:
+        self.rows = self.positives = self.not_finite = 0
+        self.scored = dict.fromkeys(teachers, 0)
+        self._aged = dict.fromkeys(self.scored, 0)
+        self._age_s = dict.fromkeys(self.scored, 0.0)
 
-    def teacher(self, table: pa.Table) -> None:
-        self.rows += len(table)
-        if "teacher_logit" in table.column_names:
-            self.scored += len(table) - table.column("teacher_logit").null_count
-            ages = table.column("teacher_age_s").drop_null().to_numpy()
-            self.aged += len(ages)
-            self.age_s += float(ages.sum(dtype=np.float64))
+    def teacher(self, name: str, logit: pa.ChunkedArray, age_s: pa.ChunkedArray) -> None:
+        self.scored[name] += len(logit) - logit.null_count
+        ages = age_s.drop_null().to_numpy()
+        self._aged[name] += len(ages)
+        self._age_s[name] += float(ages.sum(dtype=np.float64))
+
+    @property
+    def mean_age_s(self) -> dict[str, float]:
+        return {name: self._age_s[name] / rows for name, rows in self._aged.items() if rows}
 
     def figures(self) -> dict[str, Any]:
+        ages = self.mean_age_s
         return {
-            "scored": self.scored,
+            **{named("scored", name): rows for name, rows in self.scored.items()},
             "positives": self.positives,
-            "mean_age_s": self.age_s / self.aged if self.aged else None,
+            **{named("mean_age_s", name): ages.get(name) for name in self.scored},
         }
 
     def step(self, kind: Kind, name: str, hour: int, committed: bool) -> Step:
@@ -466,7 +469,7 @@ class _Told:
             scored=self.scored,
             positives=self.positives,
             not_finite=self.not_finite,
-            mean_age_s=self.age_s / self.aged if self.aged else math.nan,
+            mean_age_s=self.mean_age_s,
         )
 
 

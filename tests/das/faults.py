@@ -23,7 +23,7 @@ HOURS = range(5, 9)
 
 
 def settings(root):
-    """A job whose teacher takes its time, so that there is time to kill it."""
+    """A job of two teachers that take their time, so that there is time to kill them."""
     (root / "pace").write_text("0.01")
     teacher = {
         "entry_point": "tests.das.teachers:slow",
@@ -31,7 +31,7 @@ def settings(root):
         "workers": 1,
     }
     join = {"memory_limit": "200MB", "threads": 1, "chunk_rows": 16}
-    return made.values(root, teacher=teacher, join=join)
+    return made.values(root, teacher=teacher, teachers={"second": teacher}, join=join)
 
 
 def start(root):
@@ -73,7 +73,8 @@ def disturb(root, kills, seed, workers=1, span=1.2):
     alone = root / "alone"
     alone.mkdir()
     (alone / "data").symlink_to(root / "data")
-    Worker(made.job(alone)).run(ended=True)
+    quick = made.values(alone)["teacher"]
+    Worker(made.job(alone, teachers={"second": quick})).run(ended=True)
     expected = made.everything(alone)
     count = {"worker": 0, "scorer": 0, "whole": 0, "starts": 0, "given up": 0}
 

@@ -183,8 +183,7 @@ def everything(root):
     out = root / "out"
     tables = {
         name: contents(out / name)
-        for name in (*VERTICALS, "predictions")
-        if (out / name / "_delta_log").exists()
+        for name in sorted(folder.parent.name for folder in out.glob("*/_delta_log"))
     }
     sides = {
         str(file.relative_to(out)): file.read_text()

@@ -43,7 +43,7 @@ def test_processes_give_what_one_process_gives(tmp_path, data, expected):
     steps = worker.run(ended=True)
     worker.close()
     assert made.everything(tmp_path) == expected
-    assert {s.scored for s in steps if s.kind == "score"} == {60}
+    assert {s.scored[""] for s in steps if s.kind == "score"} == {60}
 
 
 def test_a_keras_teacher_in_a_process(tmp_path, data):
@@ -68,7 +68,7 @@ def test_a_scorer_that_dies_is_started_again(tmp_path, data, expected):
     worker = Worker(changed(tmp_path, "once", arguments=die))
     worker.run(ended=True)
     worker.close()
-    assert worker.engine.restarts == 1
+    assert worker.engines[""].restarts == 1
     assert made.everything(tmp_path) == expected
 
 
@@ -76,7 +76,7 @@ def test_a_scorer_that_dies_again_and_again_is_an_error(tmp_path, data):
     worker = Worker(changed(tmp_path, "always_dies"))
     with pytest.raises(StreamError, match=r"hour=5: the process that scores died 3 times.*-9"):
         worker.run(ended=True)
-    assert worker.engine.pids == []
+    assert worker.engines[""].pids == []
     assert not list((tmp_path / "out" / "predictions").rglob("*.parquet"))
 
 
@@ -89,7 +89,7 @@ def test_a_scorer_that_is_killed_from_outside(tmp_path, data, expected):
 
     def kill():
         while not stop.wait(0.4):
-            for pid in worker.engine.pids[:1]:
+            for pid in worker.engines[""].pids[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
             if len(killed) == 2:
@@ -117,8 +117,8 @@ def test_a_teacher_that_hangs_or_fails_is_named_and_may_be_tried_again(
 ):
     once = {"path": str(tmp_path / "once"), "what": what}
     job = changed(tmp_path, "once", arguments=once, timeout="100ms")
-    settings = teacher_settings(job, made.SCHEMA)
-    worker = Worker(job, engine=LocalEngine(settings, start_s=3.0))
+    settings = teacher_settings(job.teacher, made.SCHEMA)
+    worker = Worker(job, engines={"": LocalEngine(settings, start_s=3.0)})
     with pytest.raises(error, match=message):
         worker.run(ended=True)
     assert not list((tmp_path / "out" / "predictions").rglob("*.parquet"))
@@ -131,7 +131,8 @@ def test_a_process_ends_with_its_service(tmp_path, data):
     (tmp_path / "pace").write_text("0.2")
     engine = LocalEngine(
         teacher_settings(
-            changed(tmp_path, "slow", arguments={"path": str(tmp_path / "pace")}), made.SCHEMA
+            changed(tmp_path, "slow", arguments={"path": str(tmp_path / "pace")}).teacher,
+            made.SCHEMA,
         )
     )
     chunk = made.impressions(5, 4, np.random.default_rng(0))
@@ -158,7 +159,7 @@ def test_tables_larger_than_a_socket_holds(tmp_path):
         for hour in HOURS
     ] * 2
     job = changed(tmp_path, "with_vectors", representation="unused", representation_size=3)
-    engine = LocalEngine(teacher_settings(job, made.SCHEMA))
+    engine = LocalEngine(teacher_settings(job.teacher, made.SCHEMA))
     found: list = []
     # In a thread of its own, so that a deadlock fails the test and does not hang it.
     scores = threading.Thread(

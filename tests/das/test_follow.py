@@ -90,7 +90,7 @@ def test_partitions_are_picked_up_as_they_land(tmp_path, caplog):
     told = [sample(metrics, "das_rows_total", stage="emit", name=n) for n in made.VERTICALS]
     assert sum(told) == rows
     assert sample(metrics, "das_rows_total", stage="score", name="") == 4 * 40
-    assert sample(metrics, "das_coverage", name="feed") == 1.0
+    assert sample(metrics, "das_coverage", name="feed", teacher="") == 1.0
     counts = status(job)["events"]
     for task, reasons in counts.items():
         for reason, count in reasons.items():

@@ -7,6 +7,7 @@ from tests.das import made
 
 pytestmark = pytest.mark.backend_free
 
+LINEAR = {"entry_point": "tests.das.teachers:linear"}
 TOML = """
 name = "ads"
 source = "data"
@@ -38,13 +39,25 @@ def test_a_toml_file_is_a_job(tmp_path):
     file.write_text(TOML)
     job = Job.load(file)
     assert job.stream("shop") == "s3://bucket/out/shop"
-    assert (job.predictions, job.side) == ("s3://bucket/out/predictions", "s3://bucket/out/side")
+    assert (job.predictions(), job.side) == ("s3://bucket/out/predictions", "s3://bucket/out/side")
     assert [t.name for t in job.tasks_of("shop")] == ["conversion", "click"]
     assert (job.lag("feed"), job.lag("shop")) == (2, 24)
     assert job.label_tasks["click"].window_ms == 90 * 60_000
     assert job.teacher.timeout == 1500
     assert (job.engine, job.join.memory_limit, job.follow.poll) == ("local", "2GB", 10_000)
     assert job.schema_of_features() == kx.Schema([kx.Numeric("x")])
+
+
+def test_teachers_with_names_stand_beside_the_one_without(tmp_path):
+    file = tmp_path / "ads.toml"
+    file.write_text(TOML + '[teachers.pay]\nentry_point = "a.b:c"\nworkers = 3\n')
+    job = Job.load(file)
+    assert list(job.all_teachers) == ["", "pay"]
+    assert job.all_teachers["pay"].workers == 3
+    assert job.predictions("pay") == "s3://bucket/out/predictions_pay"
+    file.write_text(TOML.replace("[teacher]", "[teachers.pay]"))
+    assert list(Job.load(file).all_teachers) == ["pay"]
+    assert list(made.job(tmp_path, teacher=None).all_teachers) == []
 
 
 def test_the_schema_may_come_from_the_source(tmp_path):
@@ -75,6 +88,15 @@ def test_the_schema_may_come_from_the_source(tmp_path):
         ({"teacher": {"snapshots": "t", "representation": "r"}}, "come together"),
         ({"teacher": {"snapshots": "t", "arguments": {}}}, "an entry point's"),
         ({"teacher": {"snapshots": "t", "timeout": "0s"}}, "longer than 0"),
+        ({"teachers": {"pay": {}}}, "either `snapshots` or an `entry_point`"),
+        ({"teachers": {"pay": {**LINEAR, "colour": 3}}}, r"teachers\.pay\.colour: Extra"),
+        ({"teachers": {"a b": LINEAR}}, r"teachers\.a b: should be an identifier"),
+        ({"teachers": {"": LINEAR}}, r"teachers\.: should be an identifier"),
+        ({"teachers": {"Pay": LINEAR, "pay": LINEAR}}, r"upper and lower.*\['Pay', 'pay'\]"),
+        (
+            {"teachers": {"x": LINEAR}, "verticals": {"predictions_x": {"tasks": ["click"]}}},
+            r"verticals\.predictions_x: should be an identifier other than",
+        ),
         ({"features": [{"kind": "numeric", "name": "label"}]}, "'label' is reserved"),
         ({"engine": "spark"}, "engine: .*'local' or 'ray'"),
     ],

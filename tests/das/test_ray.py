@@ -27,21 +27,23 @@ def cluster():
     ray.shutdown()
 
 
-def changed(root, entry="linear", engine="ray", **teacher):
+def changed(root, entry="linear", engine="ray", two=False, **teacher):
     point = {"entry_point": f"tests.das.teachers:{entry}", "workers": 1, **teacher}
     join = {"memory_limit": "200MB", "threads": 1, "chunk_rows": 16}
-    return made.job(root, engine=engine, teacher=point, join=join)
+    second = {"entry_point": "tests.das.teachers:half_with_vectors", "representation_size": 3}
+    teachers = {"second": {**second, "workers": point["workers"]}} if two else {}
+    return made.job(root, engine=engine, teacher=point, teachers=teachers, join=join)
 
 
 def test_the_same_content_as_the_local_engine(tmp_path, cluster):
     made.source(tmp_path / "data", HOURS)
     log = tmp_path / "asked"
     counting = {"entry": "counting", "arguments": {"path": str(log)}}
-    steps = Worker(changed(tmp_path, **counting)).run(ended=True)
+    steps = Worker(changed(tmp_path, two=True, **counting)).run(ended=True)
     local = tmp_path / "local"
     local.mkdir()
     (local / "data").symlink_to(tmp_path / "data")
-    expected = Worker(changed(local, engine="local", workers=0)).run(ended=True)
+    expected = Worker(changed(local, engine="local", two=True, workers=0)).run(ended=True)
     assert made.everything(tmp_path) == made.everything(local)
     assert [(s.kind, s.name, s.hour, s.rows, s.scored) for s in steps] == [
         (s.kind, s.name, s.hour, s.rows, s.scored) for s in expected

@@ -8,6 +8,7 @@ import pytest
 
 import keras_exfm as kx
 from keras_exfm.das import JobError, Worker, read_served
+from keras_exfm.distillation import TeacherBranch
 from keras_exfm.layers import AuxiliaryHead
 from keras_exfm.models import DLRM
 from keras_exfm.streaming import MS_PER_HOUR
@@ -81,6 +82,46 @@ def test_a_student_trains_on_them(tmp_path):
         assert np.isfinite(y["teacher_representation"][real][known]).all()
         seen.append(known)
     assert 0 < np.concatenate(seen).mean() < 1
+
+
+def test_several_teachers(tmp_path):
+    made.source(tmp_path / "data", HOURS)
+    job = made.job(tmp_path, teachers={"half": VECTORS})
+    worker = Worker(job)
+    for step in worker.steps(ended=True):
+        # The other one has scored an hour more.
+        if (step.kind, step.name, step.hour) == ("score", "", 6):
+            break
+    worker.close()
+    assert worker.predictions[""].through() == 6
+    inputs = made.SCHEMA.inputs()
+    h = keras.layers.Dense(2)(keras.layers.Reshape((1,))(inputs["x"]))
+    student = kx.ExternalDistillation(
+        inputs,
+        keras.layers.Dense(1)(h),
+        representation=h,
+        teachers=[
+            TeacherBranch(None, auxiliary_head=AuxiliaryHead()),
+            TeacherBranch(
+                "half",
+                auxiliary_head=AuxiliaryHead(),
+                representation_head=kx.layers.RepresentationHead(3),
+            ),
+        ],
+    )
+    student.compile(keras.optimizers.SGD(0.1))
+    hours = set()
+    for hour, x, y, weight in read_served(job, "all", batch_size=40):
+        hours.add(hour)
+        assert np.isnan(y["label"]).all()
+        np.testing.assert_array_equal(np.isfinite(y["teacher_logit_half"]), x["x"] > 0)
+        assert np.isfinite(y["teacher_logit"]).all()
+        assert y["teacher_representation_half"].shape == (40, 3)
+        assert "teacher_representation" not in y
+        targets = {name: y[name] for name in student.target_columns}
+        logs = student.train_on_batch(x, targets, weight, return_dict=True)
+        assert logs["auxiliary_loss_half"] > 0
+    assert hours == {5}
 
 
 def test_what_is_refused(tmp_path):

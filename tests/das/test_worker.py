@@ -57,7 +57,8 @@ def test_verticals_have_their_own_labels_and_rows(tmp_path, data):
     feed = made.plain(*data, "feed")
     for hour in HOURS:
         ours = [r for i, r in feed.items() if r["timestamp"] // MS_PER_HOUR == hour]
-        assert emitted["feed", hour].rows == len(ours) == emitted["feed", hour].scored
+        assert emitted["feed", hour].rows == len(ours)
+        assert emitted["feed", hour].scored == {"": len(ours)}
         assert emitted["feed", hour].positives == sum(r["label"] for r in ours)
     # Done is done.
     assert run(tmp_path) == []
@@ -157,7 +158,7 @@ def test_snapshots_score_with_the_newest_that_is_older(tmp_path, data):
         assert row["teacher_snapshot"] == name
         assert row["teacher_age_s"] == pytest.approx((row["timestamp"] - max(before)) / 1000)
         assert row["teacher_logit"] == pytest.approx(value * row["x"] + value, rel=1e-5)
-    scored = {s.hour: s.scored for s in steps if s.kind == "score"}
+    scored = {s.hour: s.scored[""] for s in steps if s.kind == "score"}
     assert scored == {5: 0, 6: 40, 7: 40, 8: 40, 9: 40}
 
 
@@ -187,6 +188,26 @@ def test_an_hour_that_lands_after_later_ones_is_kept_aside(tmp_path, data):
         r["example_id"] for r in data[0] if r["timestamp"] // MS_PER_HOUR == 7
     )
     assert run(tmp_path) == []
+
+
+def test_an_hour_that_lands_too_late_for_its_predictions_is_not_emitted(tmp_path, data):
+    """Nor by a later run, which finds it kept aside, though its labels are awaited still."""
+    shutil.move(tmp_path / "data" / "impressions" / "hour=9", tmp_path / "last")
+    for kind in ("labels", "conversions"):
+        for folder in (tmp_path / "data" / kind).glob("hour=*"):
+            if int(folder.name.removeprefix("hour=")) > 8:
+                shutil.move(folder, tmp_path / f"{kind}-{folder.name}")
+    shutil.move(tmp_path / "data" / "impressions" / "hour=6", tmp_path / "later")
+    run(tmp_path, ended=False)
+    shutil.move(tmp_path / "later", tmp_path / "data" / "impressions" / "hour=6")
+    # Scored up to 7, and emitted up to 5 at most.
+    assert kx.streaming.hours(tmp_path / "out" / "feed") == [5]
+    assert kx.streaming.hours(tmp_path / "out" / "shop") == []
+    assert [s.hour for s in run(tmp_path, ended=False) if s.kind == "missed"] == [6]
+    shutil.move(tmp_path / "last", tmp_path / "data" / "impressions" / "hour=9")
+    run(tmp_path)
+    for name in ("feed", "shop"):
+        assert kx.streaming.hours(tmp_path / "out" / name) == [5, 7, 8, 9]
 
 
 def test_events_in_another_hours_partition_count_and_are_told(tmp_path):
@@ -310,8 +331,8 @@ class Held(InlineEngine):
 
 def held(root):
     job = made.job(root)
-    engine = Held(teacher_settings(job, job.schema_of_features()))
-    return Worker(job, engine=engine), engine
+    engine = Held(teacher_settings(job.teacher, job.schema_of_features()))
+    return Worker(job, engines={"": engine}), engine
 
 
 def test_an_hour_is_scored_while_the_one_before_is_emitted(tmp_path, data):
@@ -321,7 +342,7 @@ def test_an_hour_is_scored_while_the_one_before_is_emitted(tmp_path, data):
     assert engine.started.wait(30)
     emitted = [next(steps) for _ in made.VERTICALS]
     assert {(step.kind, step.hour) for step in emitted} == {("emit", first.hour)}
-    assert sorted(worker.predictions.hours()) == [first.hour]
+    assert sorted(worker.predictions[""].hours()) == [first.hour]
     engine.go.set()
     order = [first, *emitted, *steps]
     units = [(step.hour, step.kind) for step in order if step.kind in ("score", "emit")]
@@ -340,7 +361,7 @@ def test_an_hour_that_is_scored_when_the_worker_is_left_is_given_up(tmp_path, da
     assert left.wait(30)
     engine.go.set()
     leaving.join(30)
-    assert sorted(worker.predictions.hours()) == [first.hour]
+    assert sorted(worker.predictions[""].hours()) == [first.hour]
     files = sorted((tmp_path / "out" / "predictions").glob("hour=*/*.parquet"))
     assert [file.parent.name for file in files] == [f"hour={first.hour}"]
     worker.run(ended=True)
@@ -377,7 +398,7 @@ def test_closing_waits_for_the_hour_that_is_scored(tmp_path, data):
     engine.go.set()
     closing.join(30)
     assert engine.closed == [0]
-    assert sorted(worker.predictions.hours()) == [first.hour]
+    assert sorted(worker.predictions[""].hours()) == [first.hour]
     with pytest.raises(StreamError, match="ads: the worker was closed"):
         next(steps)
     worker.run(ended=True)
@@ -396,7 +417,7 @@ def test_of_a_failing_emission_the_hour_that_is_scored_is_kept(tmp_path, data, m
         patched.setattr(worker, "_emit", failing)
         with pytest.raises(StreamError, match="no room"):
             worker.run(ended=True)
-    assert sorted(worker.predictions.hours()) == [5, 6]
+    assert sorted(worker.predictions[""].hours()) == [5, 6]
     assert engine.closed == []
     steps = worker.run(ended=True)
     assert [step.hour for step in steps if step.kind == "score"] == [7, 8, 9]

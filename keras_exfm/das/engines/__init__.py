@@ -5,7 +5,7 @@ from keras_exfm.das.engines.engine import (
     Engine,
     PartitionEngine,
     Scored,
-    make_engine,
+    make_engines,
 )
 
-__all__ = ["ConnectedEngine", "Engine", "PartitionEngine", "Scored", "make_engine"]
+__all__ = ["ConnectedEngine", "Engine", "PartitionEngine", "Scored", "make_engines"]

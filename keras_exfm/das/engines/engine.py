@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from keras_exfm.das._scoring import encoded, score_rows
-from keras_exfm.das.job import Job
+from keras_exfm.das.job import Job, Teacher
 from keras_exfm.das.scorers import EntryPointScorer, Scorer, SnapshotScorer
 from keras_exfm.das.snapshots import SnapshotStore
 from keras_exfm.features import Schema
@@ -68,30 +68,31 @@ class ConnectedEngine(Protocol):
         ...
 
 
-def make_engine(job: Job, schema: Schema) -> Engine | None:
-    """The engine that a job asks for; `None` if it has no teacher."""
-    if job.teacher is None:
-        return None
-    settings = teacher_settings(job, schema)
+def make_engines(job: Job, schema: Schema) -> dict[str, Engine]:
+    """Teacher -> the engine that the job asks for, one for each of its teachers."""
+    return {name: _engine(job, of, schema) for name, of in job.all_teachers.items()}
+
+
+def _engine(job: Job, teacher: Teacher, schema: Schema) -> Engine:
+    settings = teacher_settings(teacher, schema)
     if job.engine == "ray":
         from keras_exfm.das.engines.ray import RayEngine
 
-        return RayEngine(settings, max(1, job.teacher.workers), job.join.chunk_rows)
-    if job.teacher.workers == 0:
+        return RayEngine(settings, max(1, teacher.workers), job.join.chunk_rows)
+    if teacher.workers == 0:
         return InlineEngine(settings)
     from keras_exfm.das.engines.local import LocalEngine
 
-    return LocalEngine(settings, job.teacher.workers)
+    return LocalEngine(settings, teacher.workers)
 
 
-def teacher_settings(job: Job, schema: Schema) -> str:
+def teacher_settings(teacher: Teacher, schema: Schema) -> str:
     """All that a process needs to know to score, as JSON."""
-    assert job.teacher is not None
-    return json.dumps({"schema": schema.to_dict(), "teacher": dict(job.teacher)})
+    return json.dumps({"schema": schema.to_dict(), "teacher": dict(teacher)})
 
 
 class TeacherRunner:
-    """The teacher of a job, in the process that makes this.
+    """A teacher of a job, in the process that makes this.
 
     Args:
         settings: What `teacher_settings` gave.
