@@ -7,8 +7,8 @@
    closed, and one with both labels when the conversions' window has.
 2. One foundation model with a head for each task trains on the second stream, hour by hour, on all
    traffic, and publishes each task's part of it.
-3. A teacher of the service gives one logit an example, so a job for each task scores the stream;
-   the conversions' teacher is then put beside the clicks'.
+3. A service with a teacher for each task scores every example by both and puts what they said
+   beside both labels.
 4. Small students of one vertical have both tasks: without teachers, and with one for each task
    (auxiliary head and student adapter), from which they learn before the labels are known. Each
    predicts an hour, then trains on it when its last window has closed. Both tasks' true
@@ -24,13 +24,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import pyarrow as pa
 
 import keras_exfm as kx
 from keras_exfm.das import Job, SnapshotStore, Worker
 from keras_exfm.distillation import TeacherBranch
 from keras_exfm.layers import AuxiliaryHead, StudentAdapter
-from keras_exfm.streaming import MS_PER_HOUR, Stream, progressive_validation
+from keras_exfm.streaming import MS_PER_HOUR, progressive_validation
 
 BATCH = 512
 CLICK_WINDOW, CONVERSION_WINDOW = 2, 6
@@ -39,21 +38,19 @@ RATES = {"click": 0.1, "conversion": 0.03}
 FIRST_COUNTED = 12
 
 
-def job(root, name, verticals, teacher=None):
-    """A service over the one source; its teacher, if it has one, scores for one task."""
-    tasks = {
-        "click": {"labels": "labels", "window": f"{CLICK_WINDOW}h"},
-        "conversion": {"labels": "conversions", "window": f"{CONVERSION_WINDOW}h"},
-    }
-    used = {task for some in verticals.values() for task in some}
+def job(root, name, verticals, **teachers):
+    """A service over the one source, with the teachers that it has."""
     return Job.parse(
         {
             "name": name,
             "source": str(root / "data"),
             "output": str(root / name),
-            "tasks": {task: tasks[task] for task in tasks if task in used},
+            "tasks": {
+                "click": {"labels": "labels", "window": f"{CLICK_WINDOW}h"},
+                "conversion": {"labels": "conversions", "window": f"{CONVERSION_WINDOW}h"},
+            },
             "verticals": {vertical: {"tasks": some} for vertical, some in verticals.items()},
-            "teacher": teacher,
+            "teachers": teachers,
         }
     )
 
@@ -108,32 +105,18 @@ def train_teacher(root, service, schema):
             store.publish(heads[task], known, schema=schema, trained_until=known)
 
 
-def beside_each_other(path, other, target, schema):
-    """A stream with the teacher of another one, of the same impressions, as a second teacher."""
-    first, second = Stream(path), Stream(other)
-    added = ["teacher_logit", "teacher_age_s"]
-    for hour in first.hours:
-        rows = pa.concat_tables(first.tables(hour, [c for c in first.columns if c != "hour"]))
-        scored = pa.concat_tables(second.tables(hour, ["example_id", *added]))
-        # In the same order: time, then id.
-        assert rows["example_id"].equals(scored["example_id"])
-        for name in added:
-            rows = rows.append_column(f"{name}_conversion", scored[name])
-        kx.streaming.write_hour(target, hour, rows, schema)
-
-
 def student(schema, taught):
     teachers = None
     if taught:
         teachers = [
-            # The first one has no name: `streaming.read` gives its column always.
+            # A branch reads the columns of the teacher whose name it has.
             TeacherBranch(
-                name,
+                task,
                 task,
                 auxiliary_head=AuxiliaryHead(output_initializer="zeros", prior=RATES[task]),
                 student_adapter=StudentAdapter(residual=True),
             )
-            for name, task in ((None, "click"), ("conversion", "conversion"))
+            for task in RATES
         ]
     own = schema.select([name for name in schema.names if name not in ("user", "history")])
     backbone = kx.models.DLRM(
@@ -163,14 +146,12 @@ def main():
         )
         train_teacher(root, labels, info.schema)
 
-        streams = {}
-        for task, tasks in (("click", ["click", "conversion"]), ("conversion", ["conversion"])):
-            snapshots = {"snapshots": str(root / "snapshots" / task), "workers": 0}
-            scored = job(root, f"scored_{task}", {"all": tasks}, snapshots)
-            run(scored)
-            streams[task] = scored.stream("all")
-        stream = root / "both"
-        beside_each_other(streams["click"], streams["conversion"], stream, info.schema)
+        teachers = {
+            task: {"snapshots": str(root / "snapshots" / task), "workers": 0} for task in RATES
+        }
+        scored = job(root, "scored", {"both": ["click", "conversion"]}, **teachers)
+        run(scored)
+        stream = scored.stream("both")
 
         counted = info.first_hour + FIRST_COUNTED
         found = {}
@@ -203,7 +184,8 @@ def main():
             BATCH,
             vertical="feed",
             hours=(counted, None),
-            columns=("label_conversion", "teacher_logit_conversion"),
+            columns=("label_conversion", "teacher_logit_click", "teacher_logit_conversion"),
+            teacher_logit=False,
         )
         logs = model.fit(batches, verbose=0).history
         print("fit:", ", ".join(f"{n} {logs[n][0]:.3f}" for n in sorted(logs) if "adapter_l" in n))

@@ -18,18 +18,18 @@ NAMES = ("segment", "advertiser", "price")
 BATCH = 128
 
 
-def job(root, name, verticals, teacher=None):
+def job(root, **teachers):
     return Job.parse(
         {
-            "name": name,
+            "name": "scored",
             "source": str(root / "data"),
-            "output": str(root / name),
+            "output": str(root / "scored"),
             "tasks": {
                 "click": {"window": "2h"},
                 "conversion": {"labels": "conversions", "window": f"{WINDOW}h"},
             },
-            "verticals": verticals,
-            "teacher": teacher,
+            "verticals": {"fast": {"tasks": ["click"]}, "both": {"tasks": list(TASKS)}},
+            **teachers,
         }
     )
 
@@ -44,7 +44,7 @@ def run(service):
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
-    """The events, what was told of them, and the streams of a teacher for each task."""
+    """The events, what was told of them, and the stream of both tasks with a teacher for each."""
     root = tmp_path_factory.mktemp("shop")
     info = kx.datasets.SyntheticAds(
         hours=4,
@@ -63,23 +63,17 @@ def joined(tmp_path_factory):
         store = SnapshotStore(root / "snapshots" / task)
         # From the second hour on.
         store.publish(models[task], (info.first_hour + 1) * MS_PER_HOUR)
-    steps, streams = {}, {}
-    for task, verticals in (
-        ("click", {"fast": {"tasks": ["click"]}, "both": {"tasks": list(TASKS)}}),
-        ("conversion", {"both": {"tasks": ["conversion"]}}),
-    ):
-        teacher = {"snapshots": str(root / "snapshots" / task), "workers": 0}
-        service = job(root, f"scored_{task}", verticals, teacher)
-        steps[task] = run(service)
-        streams[task] = service.stream("both")
-    return root, info, service, steps, streams
+    click, conversion = (
+        {"snapshots": str(root / "snapshots" / task), "workers": 0} for task in TASKS
+    )
+    service = job(root, teacher=click, teachers={"conversion": conversion})
+    return root, info, service, run(service), service.stream("both")
 
 
 def test_the_service_finds_every_event(joined):
-    root, info, _, steps, streams = joined
-    service = job(root, "scored_click", {"fast": {"tasks": ["click"]}, "both": {"tasks": TASKS}})
+    root, info, service, steps, stream = joined
     assert (service.lag("fast"), service.lag("both")) == (2, WINDOW)
-    audits = [step for step in steps["click"] if step.kind == "audit"]
+    audits = [step for step in steps if step.kind == "audit"]
     assert {step.name for step in audits} == set(TASKS)
     # No event is late, early, twice, lost or in another hour's folder.
     assert not any(count for step in audits for count in step.counts.values())
@@ -90,9 +84,7 @@ def test_the_service_finds_every_event(joined):
     }
     counts = dict.fromkeys(TASKS, 0)
     for hour in range(info.first_hour, info.last_hour + 1):
-        rows = kx.streaming.read_hour(
-            streams["click"], hour, columns=("label_conversion", "example_id")
-        )
+        rows = kx.streaming.read_hour(stream, hour, columns=("label_conversion", "example_id"))
         for task, column in zip(TASKS, ("label", "label_conversion")):
             came = np.isin(rows["example_id"], events[task]["example_id"].to_numpy())
             np.testing.assert_array_equal(rows[column], came.astype(np.float32))
@@ -103,26 +95,15 @@ def test_the_service_finds_every_event(joined):
 
 
 def test_the_service_of_one_task_reads_clicks(joined):
-    root, info, _, _, streams = joined
+    root, info, _, _, stream = joined
     service = kx.das.DataAugmentationService(
         root / "data", root / "alone", info.schema, label_window_hours=info.label_window_hours
     )
     assert service.process_hour(info.first_hour).rows == 300
     alone = kx.streaming.read_hour(root / "alone", info.first_hour)
     np.testing.assert_array_equal(
-        alone["label"], kx.streaming.read_hour(streams["click"], info.first_hour)["label"]
+        alone["label"], kx.streaming.read_hour(stream, info.first_hour)["label"]
     )
-
-
-def beside_each_other(streams, target, schema):
-    first, second = (kx.streaming.Stream(streams[task]) for task in TASKS)
-    for hour in first.hours:
-        rows = pa.concat_tables(first.tables(hour, [c for c in first.columns if c != "hour"]))
-        other = pa.concat_tables(second.tables(hour, ["example_id", "teacher_logit"]))
-        assert rows["example_id"].equals(other["example_id"])
-        rows = rows.append_column("teacher_logit_conversion", other["teacher_logit"])
-        kx.streaming.write_hour(target, hour, rows, schema)
-    return target
 
 
 def student(schema):
@@ -145,8 +126,7 @@ def student(schema):
 
 
 def test_a_student_of_both_tasks_hears_both_teachers(joined, tmp_path):
-    root, info, _, _, streams = joined
-    path = beside_each_other(streams, tmp_path / "both", info.schema)
+    root, info, _, _, path = joined
     rows = kx.streaming.read_hour(path, info.last_hour, columns=("teacher_logit_conversion",))
     np.testing.assert_allclose(rows["teacher_logit"], 0.5 * rows["price"] + 0.5, rtol=1e-5)
     np.testing.assert_allclose(
