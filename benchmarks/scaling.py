@@ -17,13 +17,12 @@ which proves that all of it works and measures nothing, to `FOLDER/results`).
 import argparse
 import json
 import os
-import platform
-import statistics
 import sys
 import time
 from pathlib import Path
 
-from _processes import cpu_model, keras_versions
+from _processes import keras_versions, machine
+from _records import spread
 
 RESULTS = Path(__file__).parent / "results" / "scaling"
 MODELS = ("Wukong", "DCNv2", "DLRM", "FinalMLP", "MaskNet")
@@ -76,7 +75,7 @@ def arguments():
     parser.add_argument("--models", default="")
     parser.add_argument("--backend", default="tensorflow", choices=["jax", "tensorflow"])
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--no-knobs", action="store_true")
+    parser.add_argument("--knobs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -111,11 +110,6 @@ def prepare(options):
     return info, labelled, info.first_hour + warmup
 
 
-def spread(values, digits=5):
-    text = f"{statistics.mean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
-
-
 def interval(law, name):
     low, high = law.interval(name)
     return f"{getattr(law, name):.3g} [{low:.3g}, {high:.3g}]"
@@ -134,7 +128,7 @@ def table(records):
         f"|{'---|' * (len(names) + 1)}",
     ]
     for size in sorted({size for _, size in cells}):
-        row = [spread(cells[name, size]) if (name, size) in cells else "-" for name in names]
+        row = [spread(cells[name, size], 5) if (name, size) in cells else "-" for name in names]
         lines.append(f"| {size / 1e6:g} | {' | '.join(row)} |")
     return lines
 
@@ -185,7 +179,7 @@ def start_lines(records, without):
 
     def cells(found, name, size):
         near = [r for r in found if r["name"] == name and r["target"] == size]
-        return f"{spread([excess(r['figures']) for r in near])} ({rates_of(near)})"
+        return f"{spread([excess(r['figures']) for r in near], 5)} ({rates_of(near)})"
 
     size = without[0]["target"]
     lines = ["| model | start at the base rate | as Keras draws |", "|---|---|---|"]
@@ -202,9 +196,98 @@ def knob_lines(records):
     for r in records:
         groups.setdefault((r["name"], r["cost"]["training_flops"]), []).append(r)
     for (name, size), near in sorted(groups.items()):
-        quality = spread([excess(r["figures"]) for r in near])
+        quality = spread([excess(r["figures"]) for r in near], 5)
         lines.append(f"| {name} | {size / 1e6:.3g} | {quality} | {rates_of(near)} |")
     return lines
+
+
+def runs(options, info, labelled, metrics_from):
+    """Records of the sizes, of the middle size without `prior`, and of the knobs."""
+    from keras_exfm.tuner import scaling
+
+    tiny = options.tiny
+    prior = PRIOR[options.stream]
+    sizes = TINY["sizes"] if tiny else SIZES
+    base = {"dim": TINY["dim"] if tiny else 16}
+
+    def configurations(model, targets, **more):
+        fixed = {**base, **more, **FIXED.get(model, {})}
+        return zip(targets, scaling.configurations(model, info.schema, targets, fixed))
+
+    def swept(name, wanted):
+        """Runs of `(target, configuration)`, with the target in each record."""
+        sweep = scaling.Sweep(
+            options.out / options.stream / name,
+            labelled,
+            table_learning_rates=TINY["table_rates"] if tiny else TABLE_RATES,
+            learning_rates=TINY["dense_rates"] if tiny else DENSE_RATES,
+            batch_size=options.batch,
+            metrics_from=metrics_from,
+            progress=lambda line: print(line, flush=True),
+        )
+        sweep.run([each for _, each in wanted], options.seeds)
+        targets = {(c.name, c.cost.training_flops): target for target, c in wanted}
+        found = [
+            {**r, "target": targets.get((r["name"], r["cost"]["training_flops"]))}
+            for r in sweep.records(options.seeds)
+        ]
+        # The folder may hold runs of other sizes, from before.
+        return [r for r in found if r["target"] is not None]
+
+    wanted = [w for model in options.models for w in configurations(model, sizes, prior=prior)]
+    of_sizes = swept("sizes", wanted)
+    of_starts, of_knobs = [], []
+    if prior:
+        middle = [sizes[len(sizes) // 2]]
+        plain = [w for model in options.models for w in configurations(model, middle)]
+        of_starts = swept("starts", plain)
+    if options.knobs:
+        wukong = {**(TINY["knobs"] if tiny else KNOBS), "prior": prior}
+        doubled = scaling.knobs(info.schema, wukong, 1 if tiny else 3)
+        of_knobs = swept("knobs", [(c.cost.training_flops, c) for c in doubled])
+    return of_sizes, of_starts, of_knobs
+
+
+def page(options, command, info, records, start_records, knob_records, figures):
+    """The lines of `<stream>.md`."""
+    bayes = records[0]["figures"].get("bayes_ne")
+    what = "Normalized entropy" if bayes is None else f"NE minus the best possible, {bayes:.5f}"
+    lines = [
+        f"# Scaling law: {options.stream} stream",
+        "",
+        f"    {command}",
+        "",
+        info.description,
+        *(() if bayes is None else ("Here nothing drifts and nobody leaves.",)),
+        "",
+        f"{what}; mean ± standard deviation over seeds. Sizes are targets, met within 8 %.",
+        "",
+        "Both learning rates were chosen for each model and size, with one seed, on hours before "
+        "those that count. Wukong's shape (two layers, wide head) was chosen by a few trials on "
+        "the synthetic stream with one seed; the shapes of the others were not.",
+        "",
+        *table(records),
+        "",
+        "Rates of the tables (row-wise Adagrad) / of the dense weights (Adam):",
+        "",
+        *rate_table(records),
+        "",
+        "`L(C) = a + b C^-c`, C in training FLOPs an example, with 95 % bootstrap intervals; the",
+        "largest size as the law of the smaller ones predicts it.",
+        "",
+        *law_lines(records),
+    ]
+    if start_records:
+        lines += [
+            "",
+            f"Models of {start_records[0]['target'] / 1e6:g} MFLOP with `prior` and without; in "
+            "brackets the rates, chosen for each:",
+            "",
+            *start_lines(records, start_records),
+        ]
+    if knob_records:
+        lines += ["", "Wukong's knobs, each doubled by itself:", "", *knob_lines(knob_records)]
+    return [*lines, "", *(f"![]({file.name})" for file in figures)]
 
 
 def main():
@@ -215,50 +298,7 @@ def main():
 
     started = time.monotonic()
     info, labelled, metrics_from = prepare(options)
-    folder = options.out / options.stream
-    sizes = TINY["sizes"] if options.tiny else SIZES
-    wanted, targets = [], {}
-    for model in options.models:
-        fixed = {"dim": TINY["dim"] if options.tiny else 16, "prior": PRIOR[options.stream]}
-        fixed |= FIXED.get(model, {})
-        for target, each in zip(sizes, scaling.configurations(model, info.schema, sizes, fixed)):
-            wanted.append(each)
-            targets[each.model, each.cost.training_flops] = target
-
-    def sweep(name):
-        return scaling.Sweep(
-            folder / name,
-            labelled,
-            table_learning_rates=TINY["table_rates"] if options.tiny else TABLE_RATES,
-            learning_rates=TINY["dense_rates"] if options.tiny else DENSE_RATES,
-            batch_size=options.batch,
-            metrics_from=metrics_from,
-            progress=lambda line: print(line, flush=True),
-        )
-
-    sweep("sizes").run(wanted, options.seeds)
-    made = {(c.model, c.cost.training_flops) for c in wanted}
-    records = [
-        {**r, "target": targets[r["model"], r["cost"]["training_flops"]]}
-        for r in sweep("sizes").records(options.seeds)
-        if (r["model"], r["cost"]["training_flops"]) in made
-    ]
-    # What the start at the base rate is worth: the middle sizes without it.
-    start_records = []
-    if PRIOR[options.stream]:
-        plain = []
-        for model in options.models:
-            fixed = {"dim": TINY["dim"] if options.tiny else 16, **FIXED.get(model, {})}
-            middle = sizes[len(sizes) // 2]
-            plain += scaling.configurations(model, info.schema, [middle], fixed)
-        sweep("starts").run(plain, options.seeds)
-        start_records = [{**r, "target": middle} for r in sweep("starts").records(options.seeds)]
-    knob_records = []
-    if not options.no_knobs:
-        base = {**(TINY["knobs"] if options.tiny else KNOBS), "prior": PRIOR[options.stream]}
-        doublings = 1 if options.tiny else 3
-        sweep("knobs").run(scaling.knobs(info.schema, base, doublings), options.seeds)
-        knob_records = sweep("knobs").records(options.seeds)
+    records, start_records, knob_records = runs(options, info, labelled, metrics_from)
 
     results = options.out / "results" if options.tiny else RESULTS
     results.mkdir(parents=True, exist_ok=True)
@@ -274,7 +314,7 @@ def main():
     command = (
         f"python benchmarks/scaling.py --stream {options.stream} --out FOLDER "
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend}"
-        f"{' --data DIR' if options.data else ''}{' --no-knobs' if options.no_knobs else ''}"
+        f"{' --data DIR' if options.data else ''}{'' if options.knobs else ' --no-knobs'}"
         f"{' --tiny' if options.tiny else ''}"
     )
     about = {
@@ -282,58 +322,16 @@ def main():
         "batch": options.batch,
         "metrics_from": metrics_from,
         "data": {"description": info.description, "parameters": info.parameters},
-        "versions": {"python": platform.python_version(), **keras_versions()},
-        "processor": cpu_model(),
-        "cores": os.cpu_count(),
+        "versions": keras_versions(),
+        **machine(),
         "seconds_of_this_call": round(time.monotonic() - started),
         "runs": short(records),
         "knobs": short(knob_records),
         "starts": short(start_records),
     }
     (results / f"{options.stream}.json").write_text(json.dumps(about, indent=1) + "\n")
-    bayes = records[0]["figures"].get("bayes_ne")
-    what = "Normalized entropy" if bayes is None else f"NE minus the best possible, {bayes:.5f}"
-    chosen = (
-        "Both learning rates were chosen for each model and size, with one seed, on the quarter of "
-        "the stream before the half that counts. Wukong's "
-        "shape (two layers, wide head) was chosen by a few trials on the synthetic stream with one "
-        "seed; the shapes of the others were not."
-    )
-    text = [
-        f"# Scaling law: {options.stream} stream",
-        "",
-        f"    {command}",
-        "",
-        info.description,
-        *(() if bayes is None else ("Here nothing drifts and nobody leaves.",)),
-        "",
-        f"{what}; mean ± standard deviation over seeds. Sizes are targets, met within 8 %.",
-        "",
-        chosen,
-        "",
-        *table(records),
-        "",
-        "Rates of the tables (row-wise Adagrad) / of the dense weights (Adam):",
-        "",
-        *rate_table(records),
-        "",
-        "`L(C) = a + b C^-c`, C in training FLOPs an example, with 95 % bootstrap intervals; the",
-        "largest size as the law of the smaller ones predicts it.",
-        "",
-        *law_lines(records),
-    ]
-    if start_records:
-        text += [
-            "",
-            f"Models of {start_records[0]['target'] / 1e6:g} MFLOP with `prior` and without; in "
-            "brackets the rates, chosen for each:",
-            "",
-            *start_lines(records, start_records),
-        ]
-    if knob_records:
-        text += ["", "Wukong's knobs, each doubled by itself:", "", *knob_lines(knob_records)]
-    text += ["", *(f"![]({file.name})" for file in figures)]
-    (results / f"{options.stream}.md").write_text("\n".join(text) + "\n")
+    lines = page(options, command, info, records, start_records, knob_records, figures)
+    (results / f"{options.stream}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
