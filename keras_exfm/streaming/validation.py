@@ -445,6 +445,11 @@ def _predict(
 def _train(
     model: keras.Model, batches: list[Arrays], schema: Schema, targets: Sequence[str] | None
 ) -> dict[str, float]:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and model.built and not optimizer.built:
+        # TensorFlow would make the optimizer's variables in the traced step, and keep a graph for
+        # each of them for as long as the process lives.
+        optimizer.build(model.trainable_variables)
     sums: dict[str, float] = {}
     total = 0.0
     for batch in batches:

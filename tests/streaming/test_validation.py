@@ -337,3 +337,19 @@ def test_a_model_that_predicts_no_logit_is_refused(path):
 
     with pytest.raises(StreamError, match=r"one logit a row.*\(4096, 2\)"):
         progressive_validation(Two(), path, teacher=False)
+
+
+def test_the_optimizer_is_built_before_the_step_is_traced(path, monkeypatch):
+    """On TensorFlow a variable that is made within the traced step leaves a graph for good."""
+    inputs = PART.inputs()
+    joined = keras.layers.Concatenate()([inputs["age"][:, None], inputs["vector"]])
+    model = keras.Model(inputs, keras.layers.Dense(1)(joined))
+    model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
+
+    def first(*args, **kwargs):
+        assert model.optimizer.built
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "train_on_batch", first)
+    with pytest.raises(KeyboardInterrupt):
+        progressive_validation(model, path, PART, batch_size=16)
