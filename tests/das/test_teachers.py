@@ -282,9 +282,12 @@ def test_a_damaged_file_of_any_teacher_is_named(tmp_path, data):
     worker.close()
     (file,) = (tmp_path / "out" / "predictions_half" / "hour=6").glob("*.parquet")
     content = file.read_bytes()
-    file.write_bytes(content[:-20])
-    with pytest.raises(StreamError, match=file.name):
-        run(tmp_path, **both)
+    flipped = bytearray(content)
+    flipped[120] ^= 8  # In the column example_id, which comes first.
+    for broken in (bytes(flipped), content[:-20]):
+        file.write_bytes(broken)
+        with pytest.raises(StreamError, match=file.name):
+            run(tmp_path, **both)
     file.write_bytes(content)
     run(tmp_path, **both)
     assert_whole(tmp_path, **both)
