@@ -16,8 +16,9 @@ def keep_freed_memory() -> bool:
     glibc's `malloc` gets such blocks from the kernel and gives them back, so that every step begins
     with pages that the kernel has to clear. Kept, they are there: a training step of a three-layer
     Wukong at batch 2048 on JAX took two thirds of the time (see
-    `benchmarks/results/wukong-speed`). The process holds on to up to 2 GiB. On TensorFlow no gain
-    was seen.
+    `benchmarks/results/wukong-speed`). Once TensorFlow's threads are in the process, as where
+    `streaming.read` feeds JAX, small models feel it too: of a 25 ms step of a small DLRM 7 went
+    into page faults. The process holds on to up to 2 GiB. On TensorFlow no gain was seen.
 
     It acts on the whole process from the call on; call it once, before training. On a GPU it does
     little. The environment variables `MALLOC_MMAP_MAX_=0`, `MALLOC_ARENA_MAX=1`,
