@@ -243,7 +243,7 @@ def runs(options, info, labelled, metrics_from):
         of_starts = swept("starts", plain)
     if options.knobs:
         wukong = {**(TINY["knobs"] if tiny else KNOBS), "prior": prior}
-        doubled = scaling.knobs(info.schema, wukong, 1 if tiny else 3)
+        doubled = scaling.knobs(info.schema, wukong, 1 if tiny else 2)
         of_knobs = swept("knobs", [(c.cost.training_flops, c) for c in doubled])
     return of_sizes, of_starts, of_knobs
 
