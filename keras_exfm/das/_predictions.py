@@ -182,8 +182,7 @@ class Predictions:
         files = _files_of(table, hour)
         if not files:
             raise StreamError(
-                f"{self.path}: no predictions of hour {hour}, which comes before the last one "
-                "that was scored."
+                f"{self.path}: no predictions of hour {hour}: the teacher has not scored it."
             )
         options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
         return pads.dataset(

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from keras_exfm.das._predictions import Predictions
+from keras_exfm.das._predictions import Predictions, named
 from keras_exfm.das.job import Job
 from keras_exfm.das.worker import Worker
 from keras_exfm.streaming import Stream, StreamError
@@ -72,8 +72,10 @@ def verify(
     worker = Worker(job)
     try:
         found = []
-        for predictions in worker.predictions.values() if vertical is None else ():
-            found.append(_verify_predictions(predictions, hours))
+        for teacher, predictions in worker.predictions.items() if vertical is None else ():
+            # A teacher that has just joined has no table yet.
+            if teacher == "" or predictions.table() is not None or _has_columns(worker, teacher):
+                found.append(_verify_predictions(predictions, hours))
         for name in [vertical] if vertical is not None else list(job.verticals):
             found.append(_verify_stream(worker, name, hours, source))
         return found
@@ -106,9 +108,13 @@ def _verify_stream(
             _compare_with_note(found, hour, stream.rows(hour), digest, note)
             if hour in there:
                 schema = stream.schema
+                # One that came later has not said anything of this hour, or not yet.
+                teachers = [t for t in worker.predictions if named("teacher_logit", t) in known]
                 again = _digest(
                     rows.select([c for c in known if c in rows.column_names])
-                    for rows in (prepare_hour(r, hour, schema) for r in worker.rows(hour, name))
+                    for rows in (
+                        prepare_hour(r, hour, schema) for r in worker.rows(hour, name, teachers)
+                    )
                 )
                 gone = {c for c in known if c not in again[1] and of_a_teacher(c)}
                 differ = sorted({*_differing(digest[1], again[1])} - gone)
@@ -123,6 +129,19 @@ def _verify_stream(
             found.problems.append(str(error))
     _check_unique(found, ((h, stream.tables(h, ["example_id"])) for h in chosen))
     return found
+
+
+def _has_columns(worker: Worker, teacher: str) -> bool:
+    """Whether a stream of the job has columns of a teacher."""
+    options = worker.job.output_options or None
+    for vertical in worker.job.verticals:
+        try:
+            stream = Stream(worker.job.stream(vertical), storage_options=options)
+        except StreamError:
+            continue  # Its own verification tells of it.
+        if named("teacher_logit", teacher) in stream.columns:
+            return True
+    return False
 
 
 def _verify_predictions(

@@ -318,20 +318,33 @@ class Worker:
         """What a teacher needs of an hour's impressions, in time order."""
         return self.join.rows(hour, columns=["example_id", "timestamp", *self.schema.names])
 
-    def rows(self, hour: int, name: str) -> Iterator[pa.Table]:
-        """What a vertical's stream holds of an hour, joined from source and predictions."""
+    def rows(
+        self, hour: int, name: str, teachers: Iterable[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """What a vertical's stream holds of an hour, joined from source and predictions.
+
+        Args:
+            hour: The hour.
+            name: The vertical.
+            teachers: Those whose predictions are joined. Defaults to `None`: all of the job.
+        """
         vertical = self.job.verticals[name]
-        said = {teacher: of.dataset(hour) for teacher, of in self.predictions.items()}
+        joined = {
+            teacher: predictions
+            for teacher, predictions in self.predictions.items()
+            if teachers is None or teacher in teachers
+        }
+        said = {teacher: predictions.dataset(hour) for teacher, predictions in joined.items()}
         try:
             for table in self.join.rows(
                 hour, vertical.where, vertical.verticals, said, self.job.tasks_of(name)
             ):
-                for predictions in self.predictions.values():
+                for predictions in joined.values():
                     table = predictions.with_vectors(table)
                 yield table
         except StreamError:
             # The join does not say which of its inputs cannot be read.
-            for predictions in self.predictions.values():
+            for predictions in joined.values():
                 predictions.check_readable(hour)
             raise
 

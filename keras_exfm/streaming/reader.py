@@ -48,7 +48,8 @@ def read(
     Batches are `(features, {"label", "teacher_logit", *columns}, weight)`. A tail is filled up with
     rows of weight 0 (ids -1, numbers 0, label 0, teacher NaN), so that a compiled step sees one
     shape. The table version is fixed when the dataset is made: hours that are committed later do
-    not show up in it.
+    not show up in it. Autotuning is off, also in what follows it: give `map` a number for
+    `num_parallel_calls`, or set `options().autotune` anew.
 
     Keras weights a loss by itself, but only those metrics that `compile` gets as
     `weighted_metrics`. A plain Keras model, with one output, wants the label alone:

@@ -487,6 +487,14 @@ def with_teachers(stream: Stream, rows: pa.Schema) -> Stream:
         lacking = [f for f in rows if of_a_teacher(f.name) and f.name not in stream.columns]
         if not lacking:
             return stream
+        lower = {name.lower(): name for name in stream.columns}
+        for field in lacking:
+            # The engines that read the table make no difference between upper and lower case.
+            if (other := lower.get(field.name.lower())) is not None:
+                raise StreamError(
+                    f"{stream.path}: a column {field.name!r} cannot be added beside {other!r}, "
+                    "from which it differs by case alone. Give the teacher another name."
+                )
         try:
             stream.table.alter.add_columns([Field.from_arrow(field) for field in lacking])
         except (DeltaError, OSError) as error:

@@ -184,6 +184,8 @@ def test_a_teacher_that_joins_later(tmp_path, data):
     run(tmp_path, hours=(None, 6))
     version = kx.streaming.Stream(tmp_path / "out" / "all").version
     joined = {"teachers": {"new": ALL}}
+    # Nothing is wrong before it has said anything.
+    assert_whole(tmp_path, **joined)
     steps = run(tmp_path, **joined)
     assert {s.hour for s in steps if (s.kind, s.name) == ("score", "new")} == set(HOURS)
     for name in VERTICALS:

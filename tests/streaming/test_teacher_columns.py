@@ -256,6 +256,13 @@ def test_a_model_gets_the_target_columns_that_it_names(path):
     assert len(model.seen) == 2
 
 
+def test_teachers_whose_names_differ_by_case_alone_are_refused(path):
+    write_hour(path, 7, hour_rows(7, teacher_logit_late=np.zeros(10)), schema())
+    rows = hour_rows(8, teacher_logit_Late=np.zeros(10))
+    with pytest.raises(StreamError, match="'teacher_logit_Late'.*beside 'teacher_logit_late'"):
+        write_hour(path, 8, rows, schema(), other_teachers=True)
+
+
 def test_a_student_of_named_teachers_fits_on_the_stream(path):
     """It takes no `teacher_logit`, which `read` hands out unless it is told not to."""
     logit = np.linspace(-3, 3, 10)
