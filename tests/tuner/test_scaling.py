@@ -205,6 +205,28 @@ def test_each_size_has_its_own_rates(tmp_path, monkeypatch):
     assert len(tried) == len(set(tried)) < 2 * len(tables) * len(dense)
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_rates_that_diverge_are_left(tmp_path, monkeypatch, finite):
+    """The middle of the list and all its neighbours diverge; the lowest rate alone does not."""
+    stream = streams.write(tmp_path / "labelled", hours=4)
+    wanted = [Configuration.of("FM", streams.schema(), {"dim": 2})]
+    rates_of_runs = []
+
+    def run(self, each, seed, rates, hours, metrics_from, kind):
+        if kind == "runs":
+            rates_of_runs.append(rates.table)
+        return {"figures": {"ne": 0.8 if finite and rates.table == 0.1 else np.nan}}
+
+    monkeypatch.setattr(Sweep, "_run", run)
+    sweep = Sweep(tmp_path / "sweep", stream, (0.1, 1.0, 10.0, 100.0, 1000.0), batch_size=96)
+    if finite:
+        sweep.run(wanted)
+        assert rates_of_runs == [0.1]
+    else:
+        with pytest.raises(ValueError, match="finite at no pair"):
+            sweep.run(wanted)
+
+
 def records(name, c, seeds=(1, 2)):
     """Runs as a sweep records them, of a made-up law."""
     found = []

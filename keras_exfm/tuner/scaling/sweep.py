@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -47,13 +48,14 @@ class Sweep:
     model. If several are given, each configuration's own pair is chosen by NE on `choosing_hours`
     with the first seed: the search starts at the pair of the next smaller configuration of the
     model (the smallest at the middle of both lists) and goes to the best neighbour on the grid
-    while one is better. Choices are kept in `folder/chosen`; other lists choose anew.
+    while one is better (a pair whose NE is not finite gives way to the lowest rates whose is).
+    Choices are kept in `folder/chosen`; with other lists or hours a run chooses anew.
 
     Args:
         folder: Where the runs are kept.
         stream: The labelled stream.
-        table_learning_rates: _Rates of the tables to choose from. Defaults to `(0.1,)`.
-        learning_rates: _Rates of Adam, for the dense weights, to choose from. Defaults to
+        table_learning_rates: Rates of the tables to choose from. Defaults to `(0.1,)`.
+        learning_rates: Rates of Adam, for the dense weights, to choose from. Defaults to
             `(0.001,)`.
         batch_size: Rows a batch. Defaults to `1024`.
         hours: First and last hour. Defaults to `None`, all.
@@ -115,6 +117,7 @@ class Sweep:
         grid = {
             "table_learning_rates": list(self.table_learning_rates),
             "learning_rates": list(self.learning_rates),
+            "hours": list(self.choosing_hours),
         }
         if file.exists():
             there = json.loads(file.read_text())
@@ -145,6 +148,16 @@ class Sweep:
         if start is not None:
             place = tables.index(start.table), dense.index(start.dense)
         if len(tables) * len(dense) > 1:
+            if math.isinf(quality(place)):
+                # None of its neighbours need be better: begin where training is sure to be stable.
+                grid_places = itertools.product(range(len(tables)), range(len(dense)))
+                finite = (p for p in grid_places if math.isfinite(quality(p)))
+                place = next(finite, place)
+                if math.isinf(quality(place)):
+                    raise ValueError(
+                        f"{each.name} ({each.cost.training_flops:,} FLOPs): the NE is finite at no "
+                        f"pair of rates. Received: {grid}"
+                    )
             while (following := better(place)) != place:
                 place = following
         rates = _Rates(tables[place[0]], dense[place[1]])
