@@ -412,8 +412,9 @@ def main() -> None:
         memory = {engine: run(f"memory:{engine}") for engine in arguments.engines}
         results["memory"] = {"about": about, "engines": memory}
     arguments.out.mkdir(parents=True, exist_ok=True)
+    lines = page(results)
     record.write_text(json.dumps(results, indent=1) + "\n")
-    (arguments.out / "das.md").write_text("\n".join(page(results)) + "\n")
+    (arguments.out / "das.md").write_text("\n".join(lines) + "\n")
     shutil.rmtree(arguments.scratch, ignore_errors=True)
 
 
