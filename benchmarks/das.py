@@ -485,6 +485,8 @@ def page(results: dict[str, Any]) -> list[str]:
                 f"{found['first_half_mb']:,.0f} | {found['second_half_mb']:,.0f} | "
                 f"{found['growth']:.2f} |"
             )
+        # Added by hand, where a row comes from a run of its own.
+        lines += ["", results["memory"]["note"]] if "note" in results["memory"] else []
     return lines
 
 
