@@ -9,12 +9,12 @@ import keras
 
 from keras_exfm.features import Schema
 from keras_exfm.layers import FactorizationMachine, FeatureEmbedding, FirstOrder
-from keras_exfm.models._ranking_model import EMBEDDING, LOGIT, RankingModel, as_schema
+from keras_exfm.models._ranking_model import EMBEDDING, LOGIT, EmbeddingModel, as_schema
 from keras_exfm.models._towers import head_initializers
 
 
 @keras.saving.register_keras_serializable(package="keras_exfm")
-class FM(RankingModel):
+class FM(EmbeddingModel):
     """The factorization machine: all pairwise interactions, nothing higher.
 
     Structure, with `X` from `FeatureEmbedding`:
@@ -96,21 +96,8 @@ class FM(RankingModel):
         outputs = keras.layers.Add(dtype="float32", name=LOGIT)([linear, pairs])
         super().__init__(inputs, outputs, prior, dtype=dtype, name=name, trainable=trainable)
 
-        self.schema = schema
-        self.dim = dim
-        self.numeric_embeddings = numeric_embeddings
-        self.embeddings_initializer = embedding.embeddings_initializer
-        self.embeddings_regularizer = embedding.embeddings_regularizer
-
     def get_config(self) -> dict[str, Any]:
         """Arguments of the model."""
-        return {
-            **super().get_config(),
-            "schema": self.schema.to_dict(),
-            "dim": self.dim,
-            "numeric_embeddings": self.numeric_embeddings,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            # `Model.optimizer` is the one of `compile`, so this one is kept by its layer alone.
-            "optimizer": self.get_layer(EMBEDDING).get_config()["optimizer"],
-        }
+        config = super().get_config()
+        del config["numeric_units"]  # No argument here: numbers have no hidden layer.
+        return config
