@@ -248,11 +248,12 @@ class HourJoin:
         if condition is not None:
             conditions.append(f"({condition})")
         if verticals is not None:
-            conditions.append(f"i.vertical IN ({', '.join(map(_literal, verticals))})")
+            conditions.append(f"vertical IN ({', '.join(map(_literal, verticals))})")
+        # Filtered before the joins, so that a condition sees the impressions' columns alone.
+        kept = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         sql = (
-            f"SELECT {', '.join(chosen)} FROM impressions i {' '.join(joins)} "
-            f"{'WHERE ' + ' AND '.join(conditions) if conditions else ''} "
-            "ORDER BY i.timestamp, i.example_id"
+            f"SELECT {', '.join(chosen)} FROM (SELECT * FROM impressions {kept}) i "
+            f"{' '.join(joins)} ORDER BY i.timestamp, i.example_id"
         )
         try:
             reader = cursor.sql(sql).to_arrow_reader(self.chunk_rows)

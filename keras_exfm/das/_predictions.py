@@ -179,7 +179,7 @@ class Predictions:
             StreamError: If it has none.
         """
         table = self.table()
-        files = _files_of(table, hour)
+        files = files_of(table, hour)
         if not files:
             raise StreamError(
                 f"{self.path}: no predictions of hour {hour}: the teacher has not scored it."
@@ -228,13 +228,14 @@ class Predictions:
     def _has(self, hour: int, writer: HourWriter) -> bool:
         """Whether a commit that ended in an error was one all the same."""
         try:
-            return bool(set(writer.files) & set(_files_of(self.table(), hour)))
+            return bool(set(writer.files) & set(files_of(self.table(), hour)))
         except Exception:
             # Unknown: files that are nobody's go with the next `vacuum`.
             return True
 
 
-def _files_of(table: Any, hour: int) -> list[str]:
+def files_of(table: Any, hour: int) -> list[str]:
+    """The files of a Delta table that hold an hour."""
     if table is None:
         return []
     actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from keras_exfm.das._predictions import TEACHER_COLUMNS, Predictions, named
+from keras_exfm.das._predictions import TEACHER_COLUMNS, Predictions, files_of, named
 from keras_exfm.das.job import Job, JobError
 from keras_exfm.das.worker import Step, Worker
 from keras_exfm.streaming import Stream, StreamError
@@ -68,9 +69,9 @@ def backfill(job: Job, hours: Hours = (None, None)) -> list[Backfilled]:
         done = []
         for teacher, predictions in worker.predictions.items():
             for hour in _chosen(predictions.hours(), hours):
-                done += _fill_predictions(worker, teacher, hour)
+                done += _repeated(_fill_predictions, worker, teacher, hour)
                 for name in job.verticals:
-                    done += _fill_stream(worker, name, teacher, hour)
+                    done += _repeated(_fill_stream, worker, name, teacher, hour)
         return done
     finally:
         worker.close()
@@ -109,8 +110,21 @@ def rescore(
         worker.close()
 
 
+class _Changed(StreamError):
+    """Somebody else has changed the hour since it was read."""
+
+
+def _repeated(fill: Callable[..., list[Backfilled]], *args: Any) -> list[Backfilled]:
+    """Fills an hour, from the start again where another backfill or a compaction was faster."""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(_Changed):
+            return fill(*args)
+    return fill(*args)
+
+
 def _fill_predictions(worker: Worker, teacher: str, hour: int) -> list[Backfilled]:
     predictions = worker.predictions[teacher]
+    held = files_of(predictions.table(), hour)
     rows = pa.concat_tables(predictions.tables(hour, ["example_id", "teacher_logit"]))
     missing = rows.filter(rows.column("teacher_logit").is_null()).select(["example_id"])
     if not len(missing):
@@ -136,6 +150,7 @@ def _fill_predictions(worker: Worker, teacher: str, hour: int) -> list[Backfille
         predictions.path,
         predictions.storage_options,
         hour,
+        held,
         _filled(predictions.tables(hour), scored, ""),
         {"backfill": {"missing": len(missing), "filled": len(scored)}},
     )
@@ -145,11 +160,14 @@ def _fill_predictions(worker: Worker, teacher: str, hour: int) -> list[Backfille
 
 
 def _fill_stream(worker: Worker, name: str, teacher: str, hour: int) -> list[Backfilled]:
+    from deltalake import DeltaTable
+
     path, options = worker.job.stream(name), worker.job.output_options or None
     try:
         stream = Stream(path, storage_options=options)
     except StreamError:
         return []  # Nothing was emitted yet.
+    held = files_of(DeltaTable(path, version=stream.version, storage_options=options), hour)
     if hour not in stream.hours:
         return []
     known = pa.concat_tables(_bare(worker.predictions[teacher], hour))
@@ -172,6 +190,7 @@ def _fill_stream(worker: Worker, name: str, teacher: str, hour: int) -> list[Bac
         path,
         options,
         hour,
+        held,
         _filled(stream.tables(hour, columns), filling, teacher),
         {
             "backfill": {
@@ -215,10 +234,15 @@ def _replace(
     path: str,
     options: dict[str, str] | None,
     hour: int,
+    held: list[str],
     tables: Iterable[pa.Table],
     note: dict[str, Any],
 ) -> int:
-    """Makes a new version in which an hour has these rows."""
+    """Makes a new version in which an hour has these rows.
+
+    Raises:
+        _Changed: If the hour's files are not those that were `held` when it was read.
+    """
     from deltalake import CommitProperties, DeltaTable
     from deltalake.exceptions import CommitFailedError
 
@@ -229,6 +253,11 @@ def _replace(
             writer.write(rows)
         actions, about = writer.finish()
         for attempt in range(_TRIES):
+            if files_of(table, hour) != held:
+                raise _Changed(
+                    f"{path} (hour {hour}): others changed it while it was filled, {_TRIES} times. "
+                    "Nothing of this hour was written; give the command again."
+                )
             try:
                 table.create_write_transaction(
                     actions,

@@ -47,6 +47,16 @@ def nan_where_negative(features):
     return np.where(features["x"] > 0, linear(features), np.float32("nan"))
 
 
+def nan_between(low, high):
+    """As `linear`; NaN where `low < x <= high`."""
+
+    def score(features):
+        x = features["x"]
+        return np.where((low < x) & (x <= high), np.float32("nan"), linear(features))
+
+    return score
+
+
 def half_with_vectors(features):
     logits, vectors = with_vectors(features)
     return np.where(features["x"] > 0, logits, np.float32("nan")), vectors

@@ -7,7 +7,7 @@ import pytest
 
 import keras_exfm as kx
 from keras_exfm.das import JobError, SnapshotStore, Worker, backfill, rescore, verify
-from keras_exfm.streaming import MS_PER_HOUR
+from keras_exfm.streaming import MS_PER_HOUR, StreamError
 from tests.das import made
 
 pytestmark = pytest.mark.backend_free
@@ -69,6 +69,61 @@ def test_a_backfill_that_was_killed_is_completed(tmp_path, monkeypatch):
     for name in (*made.VERTICALS, "predictions"):
         rows = made.contents(tmp_path / "out" / name).values()
         assert all(row["teacher_logit"] is not None for row in rows)
+
+
+@pytest.mark.parametrize("turn", [1, 2], ids=["predictions", "stream"])
+@pytest.mark.parametrize("moment", ["read", "written"])
+def test_two_backfills_at_once_do_not_undo_each_other(tmp_path, monkeypatch, moment, turn):
+    module = sys.modules[backfill.__module__]
+    made.source(tmp_path / "data", [6])
+    Worker(made.job(tmp_path, teacher=HALF)).run(ended=True)
+
+    def silent(low, high):
+        arguments = {"low": low, "high": high}
+        entry = {"entry_point": "tests.das.teachers:nan_between", "arguments": arguments}
+        return made.job(tmp_path, teacher={**entry, "workers": 0})
+
+    real = {"read": module._filled, "written": module.HourWriter.finish}[moment]
+    calls, others = [], []
+
+    def another(*args):
+        calls.append(None)
+        if len(calls) == turn:
+            others.extend(backfill(silent(-0.5, 0)))
+        return real(*args)
+
+    if moment == "read":
+        monkeypatch.setattr(module, "_filled", another)
+    else:
+        monkeypatch.setattr(module.HourWriter, "finish", another)
+    done = backfill(silent(-9, -0.5))
+    for name in (*made.VERTICALS, "predictions"):
+        rows = made.contents(tmp_path / "out" / name).values()
+        assert all(row["teacher_logit"] is not None for row in rows)
+    assert all(d.filled for d in (*others, *done))
+    assert {d.table for d in others} & {d.table for d in done}
+    assert [text for v in verify(silent(-9, -8)) for text in v.problems] == []
+
+
+def test_a_backfill_gives_up_where_others_never_stop(tmp_path, monkeypatch):
+    module = sys.modules[backfill.__module__]
+    made.source(tmp_path / "data", [6])
+    Worker(made.job(tmp_path, teacher=HALF)).run(ended=True)
+    real, before = module.files_of, made.everything(tmp_path)
+    monkeypatch.setattr(module, "files_of", _unlike(real))
+    with pytest.raises(StreamError, match="predictions.*hour 6.*others changed it.*again"):
+        backfill(made.job(tmp_path))
+    assert made.everything(tmp_path) == before
+
+
+def _unlike(real):
+    calls = []
+
+    def files_of(*args):
+        calls.append(None)
+        return [*real(*args), f"of-another-{len(calls)}"]
+
+    return files_of
 
 
 def test_vectors_are_filled_too(tmp_path):

@@ -269,6 +269,19 @@ def big(hour, rows, rng):
     )
 
 
+def test_a_condition_may_name_what_the_join_has_too(tmp_path, data):
+    where = "example_id % 2 = 0 AND timestamp > 0 AND label IS NULL"
+    vertical = {"tasks": ["click"], "verticals": ["feed"]}
+    with pytest.raises(StreamError, match='hour=5.*"label" not found'):
+        run(tmp_path, verticals={"even": {**vertical, "where": where}})
+    where = where.rpartition(" AND ")[0]
+    run(tmp_path, verticals={"even": {**vertical, "where": where}})
+    expected = made.plain(*data, "feed")
+    got = made.contents(tmp_path / "out" / "even")
+    assert got.keys() == {i for i in expected if i % 2 == 0}
+    assert all(row["label"] == expected[i]["label"] for i, row in got.items())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
