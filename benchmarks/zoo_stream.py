@@ -4,29 +4,28 @@
 
 Progressive validation: each hour of days 1 to 10 is predicted, then trained on, once. Figures are
 of days 4 to 10. Every model has every feature of the stream, MLPs of (128, 64) where it has MLPs
-(Wukong's are (128,)), Adam at 0.001 for its dense weights and row-wise Adagrad for its tables. The
-tables' learning rate is chosen for each model from the same three with embeddings of 16 numbers,
-then 16 or 32 numbers at that rate, by the NE of days 2 and 3 with one seed. Writes `globo.json` and
+(Wukong's are (128,)), Adam for its dense weights and row-wise Adagrad for its tables. Both learning
+rates are chosen for each model with embeddings of 16 and of 32 numbers, then the size, by the NE of
+days 2 and 3 with the first seed (`keras_exfm.tuner.scaling.Sweep`). Writes `globo.json` and
 `globo.md` to benchmarks/results/zoo/. Runs that are recorded in `FOLDER/zoo` are not repeated.
 Negatives are sampled, see `keras_exfm.datasets.globo`.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 from _processes import keras_versions
-from _records import data_of, recorded, spread
+from _records import data_of, spread, write_json
 
 RESULTS = Path(__file__).parent / "results" / "zoo"
 # The log's first hour makes no impressions: its days 2 and 3, and its days 4 to 10.
 CHOOSING, FIGURES = (23, 70), 71
-DIMS, RATES = (16, 32), (0.05, 0.15, 0.4)
-BATCH, UNITS = 1280, (128, 64)
+DIMS = (16, 32)
+TABLE_RATES, DENSE_RATES = (0.03, 0.1, 0.3, 1.0), (1e-4, 3e-4, 1e-3, 3e-3)
+BATCH, UNITS = 512, (128, 64)
 SETTINGS = {
     "Wukong": {
         "num_layers": 3,
@@ -90,51 +89,28 @@ def prepare(options):
     return info
 
 
-def build(name, schema, dim, rate):
-    from keras_exfm import models
-    from keras_exfm.optimizers import RowwiseAdagrad
+def configurations(name, schema):
+    """The model with embeddings of each size."""
+    from keras_exfm.tuner import scaling
 
-    size = {} if name == "LogisticRegression" else {"dim": dim}
-    return getattr(models, name)(schema, **size, **SETTINGS[name], optimizer=RowwiseAdagrad(rate))
+    # Logistic regression has one number for each id, whatever the size.
+    sizes = [{}] if name == "LogisticRegression" else [{"dim": dim} for dim in DIMS]
+    return [
+        scaling.Configuration.of(name, schema, {**size, **SETTINGS[name]}, name) for size in sizes
+    ]
 
 
-def run(options, info, name, setting, seed, last=None):
-    """One pass, to the hour `last`."""
-    import keras
-
-    from keras_exfm import streaming
-    from keras_exfm.models import flops
-
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(seed)
-    model = build(name, info.schema, *setting)
-    model.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
-    started = time.monotonic()
-    first = CHOOSING[0] if last is not None else FIGURES
-    result = streaming.progressive_validation(
-        model,
-        options.out / "labelled",
-        info.schema,
-        batch_size=BATCH,
-        hours=None if last is None else (None, info.first_hour + last),
-        metrics_from=info.first_hour + first,
-    )
-    kept = ("examples", "ne", "logloss", "auc", "group_auc", "calibration")
-    return {
-        "model": name,
-        "seed": seed,
-        "dim": setting[0],
-        "table_learning_rate": setting[1],
-        "seconds": round(time.monotonic() - started, 1),
-        "training_flops": int(flops(model).training),
-        "parameters": int(model.count_params()),
-        "figures": {k: float(v) for k, v in result.whole.items() if k in kept},
-    }
+def short(record, kept=("examples", "ne", "logloss", "auc", "group_auc", "calibration")):
+    """A run without its hours and its model's structure, which is in `settings`."""
+    figures = {k: float(v) for k, v in record["figures"].items() if k in kept}
+    dim = record["options"].get("dim")
+    rest = {k: v for k, v in record.items() if k not in ("hours", "name", "options", "figures")}
+    return {**rest, "dim": dim, "figures": figures}
 
 
 def table(runs):
     lines = [
-        "| model | seeds | dim | table rate | NE | AUC | grouped AUC | calibration "
+        "| model | seeds | dim | rates: tables / dense | NE | AUC | grouped AUC | calibration "
         "| training kFLOP |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -150,9 +126,9 @@ def table(runs):
         ]
         first = group[0]
         lines.append(
-            f"| {name} | {len(group)} | {first['dim']} | {first['table_learning_rate']} "
-            f"| {' | '.join(cells)} "
-            f"| {first['training_flops'] / 1e3:.0f} |"
+            f"| {name} | {len(group)} | {first['dim'] or '-'} "
+            f"| {first['table_learning_rate']:g} / {first['learning_rate']:g} "
+            f"| {' | '.join(cells)} | {first['cost']['training_flops'] / 1e3:.0f} |"
         )
     return "\n".join(lines)
 
@@ -161,41 +137,29 @@ def main():
     options = arguments()
     os.environ["KERAS_BACKEND"] = options.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from keras_exfm.tuner import scaling
+
     info = prepare(options)
-    folder, runs, tried = options.out / "zoo" / options.backend, [], []
-
-    def report(text, record):
-        print(f"{text}: NE {record['figures']['ne']:.4f} in {record['seconds']} s", flush=True)
-
-    best = {}
+    sweep = scaling.Sweep(
+        options.out / "zoo" / options.backend,
+        options.out / "labelled",
+        table_learning_rates=TABLE_RATES,
+        learning_rates=DENSE_RATES,
+        batch_size=BATCH,
+        metrics_from=info.first_hour + FIGURES,
+        choosing_hours=tuple(info.first_hour + hour for hour in CHOOSING),
+        progress=lambda line: print(line, flush=True),
+    )
+    best, tried = [], []
     for name in options.models:
-
-        def trial(setting, name=name):
-            record = recorded(
-                folder / f"{name}-dim{setting[0]}-rate{setting[1]}.json",
-                lambda: run(options, info, name, setting, 1, CHOOSING[1]),
-            )
-            report(f"{name}, dim {setting[0]}, table rate {setting[1]}, days 2 and 3", record)
-            return record
-
-        trials = [trial((DIMS[0], rate)) for rate in RATES]
-        # Logistic regression has one number for each id, whatever the size.
-        if name != "LogisticRegression":
-            chosen = min(trials, key=lambda r: r["figures"]["ne"])["table_learning_rate"]
-            trials += [trial((dim, chosen)) for dim in DIMS[1:]]
-        tried += trials
-        first = min(trials, key=lambda r: r["figures"]["ne"])
-        best[name] = (first["dim"], first["table_learning_rate"])
-    for seed in options.seeds:
-        for name in options.models:
-            runs.append(
-                recorded(
-                    folder / f"{name}-seed{seed}.json",
-                    lambda n=name, s=seed: run(options, info, n, best[n], s),
-                )
-            )
-            report(f"{name}, seed {seed}", runs[-1])
-    RESULTS.mkdir(parents=True, exist_ok=True)
+        sizes = configurations(name, info.schema)
+        trials = sweep.choose(sizes, options.seeds[0])
+        tried += map(short, trials)
+        best.append(min(zip(trials, sizes), key=lambda pair: pair[0]["figures"]["ne"])[1])
+    sweep.run(best, options.seeds)
+    chosen = [(c.model, dict(c.options)) for c in best]
+    # The folder may hold runs of other models, from before.
+    runs = [short(r) for r in sweep.records(options.seeds) if (r["model"], r["options"]) in chosen]
     command = (
         "python benchmarks/zoo_stream.py --data DIR --out FOLDER "
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend} "
@@ -208,14 +172,15 @@ def main():
         "settings": SETTINGS,
         "batch": BATCH,
         "dims": DIMS,
-        "table_rates": RATES,
+        "table_rates": TABLE_RATES,
+        "dense_rates": DENSE_RATES,
         "data": data_of(info),
         "versions": keras_versions(),
         "cores": os.cpu_count(),
         "runs": runs,
         "search": tried,
     }
-    (RESULTS / "globo.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(RESULTS / "globo.json", about)
     text = [
         "# Globo: single pass",
         "",

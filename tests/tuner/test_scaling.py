@@ -153,10 +153,18 @@ def test_sweep_runs_each_once_and_goes_on(tmp_path):
     assert [h["examples"] for h in record["hours"]] == [96] * 4
     assert record["cost"]["training_flops"] == wanted[0].cost.training_flops
 
+    # A choice of rates makes no run over all hours.
+    chosen = again.choose(wanted[::-1])
+    assert [r["options"]["dim"] for r in chosen] == [4, 2]
+    assert [r["table_learning_rate"] for r in chosen] == [0.1, 0.1]
+    assert [r["figures"]["examples"] for r in chosen] == [96, 96]
+    assert [r["options"]["dim"] for r in again.records()] == [2]
+    assert len(lines) == 5
+
     # Other rates choose anew, and what ran at the old ones no longer counts.
     sweep(table_learning_rates=(0.2,)).run(wanted[:1], seeds=[1])
     assert [r["table_learning_rate"] for r in again.records()] == [0.2]
-    assert len(lines) == 4
+    assert len(lines) == 6
 
     # What progressive validation gives by itself.
     import keras

@@ -102,6 +102,22 @@ class Sweep:
                 smaller[each.model] = rates[each.key]
                 self._run(each, seed, rates[each.key], self.hours, self.metrics_from, "runs")
 
+    def choose(self, configurations: Iterable[Configuration], seed: int = 1) -> list[Record]:
+        """Chooses rates, and makes no other run.
+
+        Returns:
+            Each configuration's run on `choosing_hours` at its rates, in the order given: by its
+            NE a structure may be chosen before `run`.
+        """
+        wanted = list(configurations)
+        found: dict[str, Record] = {}
+        smaller: dict[str, _Rates] = {}
+        for each in sorted(wanted, key=lambda c: c.cost.training_flops):
+            rates = self._chosen(each, seed, smaller.get(each.model))
+            smaller[each.model] = rates
+            found[each.key] = self._choosing_run(each, seed, rates)
+        return [found[each.key] for each in wanted]
+
     def records(self, seeds: Sequence[int] | None = None) -> list[Record]:
         """All runs that are there, at the rates that were chosen, by size."""
         found = []
@@ -128,9 +144,7 @@ class Sweep:
 
         def quality(place: tuple[int, int]) -> float:
             if place not in tried:
-                first, last = self.choosing_hours
-                rates = _Rates(tables[place[0]], dense[place[1]])
-                run = self._run(each, seed, rates, (self.hours[0], last), first, "rates")
+                run = self._choosing_run(each, seed, _Rates(tables[place[0]], dense[place[1]]))
                 ne = float(run["figures"]["ne"])
                 # Too high a rate may end in NaN, which no comparison would put last.
                 tried[place] = ne if math.isfinite(ne) else math.inf
@@ -163,6 +177,10 @@ class Sweep:
         rates = _Rates(tables[place[0]], dense[place[1]])
         replace_json(file, {"rates": dataclasses.asdict(rates), "grid": grid})
         return rates
+
+    def _choosing_run(self, each: Configuration, seed: int, rates: _Rates) -> Record:
+        first, last = self.choosing_hours
+        return self._run(each, seed, rates, (self.hours[0], last), first, "rates")
 
     def _run(
         self,
