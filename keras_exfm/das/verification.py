@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -99,7 +100,7 @@ def _verify_stream(
     notes = stream.notes()
     columns = [column for column in stream.columns if column != "hour"]
     there = set(worker.join.hours()) if source else set()
-    _check_files(found, stream.table, stream.filesystem, options)
+    _check_files(found, stream.table, stream.filesystem)
     for hour in chosen:
         try:
             note = notes.get(hour)
@@ -152,8 +153,6 @@ def _verify_predictions(
     if table is None:
         found.problems.append(f"{predictions.path}: no table of predictions.")
         return found
-    import json
-
     found.version = table.version()
     notes: dict[int, dict[str, Any]] = {}
     for commit in table.history():
@@ -161,7 +160,7 @@ def _verify_predictions(
             note = json.loads(commit[NOTE_KEY])
             notes.setdefault(note["hour"], note)
     options = predictions.storage_options
-    _check_files(found, table, table_filesystem(table.table_uri, options), options)
+    _check_files(found, table, table_filesystem(table.table_uri, options))
     held = predictions.hours()
     chosen = _chosen(sorted(held), hours)
     for hour in chosen:
@@ -216,9 +215,7 @@ def _compare_with_note(
         found.by_digest += 1
 
 
-def _check_files(
-    found: Verification, table: Any, filesystem: Any, options: dict[str, str] | None
-) -> None:
+def _check_files(found: Verification, table: Any, filesystem: Any) -> None:
     actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
     for file, size, rows in zip(actions["path"], actions["size_bytes"], actions["num_records"]):
         name = f"{found.table}/{file}"

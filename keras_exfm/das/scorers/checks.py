@@ -59,6 +59,22 @@ def checked_vectors(vectors: Any, rows: int, size: int, teacher: str) -> np.ndar
     return np.where(np.isfinite(vectors), clipped, np.nan).astype(np.float16)
 
 
+def logit_output(names: Sequence[str], representation: str | None, snapshot: Snapshot) -> str:
+    """Which of a model's named outputs is the logit: the first that is not the representation.
+
+    Raises:
+        StreamError: For a model without either.
+    """
+    if representation is not None and representation not in names:
+        raise StreamError(
+            f"{snapshot.path}: the teacher has no output {representation!r}. It has: {list(names)}"
+        )
+    for name in names:
+        if name != representation:
+            return name
+    raise StreamError(f"{snapshot.path}: the teacher has no output but the vectors.")
+
+
 def check_inputs(names: Sequence[str], schema: Schema, snapshot: Snapshot) -> None:
     """Refuses a teacher that reads what the stream lacks, or reads it otherwise.
 

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from keras_exfm.das.scorers._batched import Batch, BatchedScorer
+from keras_exfm.das.scorers.checks import logit_output
 from keras_exfm.das.snapshots import Snapshot
 from keras_exfm.features import Schema
 from keras_exfm.streaming.columns import StreamError
@@ -73,15 +74,8 @@ class OnnxScorer(BatchedScorer):
             except Exception as error:
                 raise StreamError(f"{snapshot.path}: cannot load the model: {error}") from error
             names = [output.name for output in session.get_outputs()]
-            if self.representation is not None and self.representation not in names:
-                raise StreamError(
-                    f"{snapshot.path}: the teacher has no output {self.representation!r}. "
-                    f"It has: {names}"
-                )
-            logits = [name for name in names if name != self.representation]
-            if not logits:
-                raise StreamError(f"{snapshot.path}: the teacher has no output but the vectors.")
-            self._outputs = [logits[0], *([self.representation] if self.representation else [])]
+            logit = logit_output(names, self.representation, snapshot)
+            self._outputs = [logit, *([self.representation] if self.representation else [])]
             self._session, self._loaded = session, snapshot.sha256
         return [put.name for put in self._session.get_inputs()]
 

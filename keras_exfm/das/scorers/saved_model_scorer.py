@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_exfm.das.scorers._batched import Batch, BatchedScorer
+from keras_exfm.das.scorers.checks import logit_output
 from keras_exfm.das.snapshots import Snapshot
 from keras_exfm.features import Schema
 from keras_exfm.streaming.columns import StreamError
@@ -69,15 +70,8 @@ class SavedModelScorer(BatchedScorer):
                 )
             function = model.signatures[self.signature]
             names = sorted(function.structured_outputs)
-            if self.representation is not None and self.representation not in names:
-                raise StreamError(
-                    f"{snapshot.path}: the teacher has no output {self.representation!r}. "
-                    f"It has: {names}"
-                )
-            logits = [name for name in names if name != self.representation]
-            if not logits:
-                raise StreamError(f"{snapshot.path}: the teacher has no output but the vectors.")
-            self._model, self._function, self._output = model, function, logits[0]
+            self._output = logit_output(names, self.representation, snapshot)
+            self._model, self._function = model, function
             self._inputs = list(function.structured_input_signature[1])
             self._loaded = snapshot.sha256
         return self._inputs
