@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from keras_exfm import streaming
 from keras_exfm.das._join import HourJoin, LabelTask
 from keras_exfm.das._scoring import encoded, score_rows
 from keras_exfm.das._side_output import SideOutput
+from keras_exfm.das._tally import Tally
 from keras_exfm.das.scorers import Scorer, SnapshotScorer
 from keras_exfm.das.snapshots import SnapshotStore
 from keras_exfm.features import Schema
@@ -81,7 +81,8 @@ class DataAugmentationService:
         snapshots: The teacher's snapshots. Defaults to `None`: none.
         scorer: How examples are scored. Defaults to `None`: a `SnapshotScorer`, if there are
             `snapshots`, else no teacher. A scorer without `snapshots` (`CallableScorer`) is a
-            fixed teacher of unknown age.
+            fixed teacher of unknown age. Vectors of one with a `representation_size` are kept
+            too, as `teacher_representation`.
         label_window_hours: Hours after an example in which its label may come. Defaults to `0`:
             within the example's own hour.
         side_output: Folder or URL for the label events that made no label, Parquet by reason and
@@ -194,11 +195,11 @@ class DataAugmentationService:
             SideOutput(self.side_output, self.storage_options).write(
                 hour, self._task.name, events, counts
             )
-        told = _Totals()
+        tally = Tally([] if self.scorer is None else [""])
         committed = streaming.write_hour(
             self.stream,
             hour,
-            self._rows(hour, told),
+            self._rows(hour, tally),
             self.schema,
             app_id="das",
             source=self._join.where(hour),
@@ -206,41 +207,27 @@ class DataAugmentationService:
         return HourReport(
             hour,
             committed,
-            rows=told.rows,
-            positives=told.positives,
-            scored=told.scored,
-            not_finite=told.not_finite,
-            mean_age_s=told.age_s / told.aged if told.aged else math.nan,
+            rows=tally.rows,
+            positives=tally.positives,
+            scored=tally.scored.get("", 0),
+            not_finite=tally.not_finite,
+            mean_age_s=tally.mean_age_s.get("", math.nan),
             **{f"{reason}_labels": count for reason, count in counts.items()},
         )
 
-    def _rows(self, hour: int, told: _Totals) -> Iterator[pa.Table]:
+    def _rows(self, hour: int, tally: Tally) -> Iterator[pa.Table]:
         where = self._join.where(hour)
         for table in self._join.rows(hour, tasks=[self._task]):
-            told.rows += len(table)
-            told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
             if self.scorer is not None:
                 scores = score_rows(
                     encoded(table, self.schema, where),
                     table.column("timestamp").to_numpy().astype(np.int64),
                     self.scorer,
                     self.snapshots,
+                    representation=self.scorer.representation_size is not None,
                 )
                 for name, column in scores.columns().items():
                     table = table.append_column(name, column)
-                aged = scores.age_s[np.isfinite(scores.age_s)]
-                told.scored += int(np.isfinite(scores.logit).sum())
-                told.not_finite += scores.not_finite
-                told.aged += len(aged)
-                told.age_s += float(aged.sum(dtype=np.float64))
+                tally.not_finite += scores.not_finite
+            tally.add(table)
             yield table
-
-
-@dataclasses.dataclass
-class _Totals:
-    rows: int = 0
-    positives: int = 0
-    scored: int = 0
-    not_finite: int = 0
-    aged: int = 0
-    age_s: float = 0.0

@@ -13,20 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from keras_exfm import streaming
 from keras_exfm.das._join import HourJoin
-from keras_exfm.das._predictions import APP_ID, Predictions, named
+from keras_exfm.das._predictions import APP_ID, Predictions
 from keras_exfm.das._side_output import SideOutput
+from keras_exfm.das._tally import Tally
 from keras_exfm.das.engines import ConnectedEngine, Engine, PartitionEngine, Scored, make_engines
 from keras_exfm.das.job import Job
 from keras_exfm.streaming import StreamError, partitions
 
 Kind = Literal["score", "emit", "audit", "missed"]
-_COUNTED = ["teacher_logit", "teacher_age_s"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,20 +290,19 @@ class Worker:
 
         stay()
         self._check(hour)
-        told = _Told([name])
+        tally = Tally([name])
 
         def batches() -> Iterator[pa.Table]:
             # Before an engine starts what would have to be stopped.
             stay()
             for scored in self._scored(engine, hour):
                 stay()
-                told.not_finite += scored.not_finite
-                told.rows += len(scored.rows)
-                told.teacher(name, *scored.rows.select(_COUNTED).columns)
+                tally.not_finite += scored.not_finite
+                tally.add_predictions(name, scored.rows)
                 yield scored.rows
 
         committed = self.predictions[name].append(hour, batches(), self.note or {})
-        return told.step("score", name, hour, committed)
+        return Step("score", name, hour, committed, **tally.counts())
 
     def _scored(self, engine: Engine, hour: int) -> Iterator[Scored]:
         where = self.join.where(hour)
@@ -352,20 +349,16 @@ class Worker:
         if not self.engines:  # Else it was checked when it was scored.
             self._check(hour)
         # Without a teacher, rows have the columns of one without a name, all null.
-        told = _Told(self.engines or [""])
+        tally = Tally(self.engines or [""])
         path, options = self.job.stream(name), self.job.output_options or None
         note: dict[str, Any] = {"vertical": name, "tasks": self.job.verticals[name].tasks}
         note |= self.note or {}
 
         def rows() -> Iterator[pa.Table]:
             for table in self.rows(hour, name):
-                told.rows += len(table)
-                for teacher in self.engines:
-                    counted = [named(column, teacher) for column in _COUNTED]
-                    told.teacher(teacher, *table.select(counted).columns)
-                told.positives += pc.sum(pc.greater(table.column("label"), 0)).as_py() or 0
+                tally.add(table)
                 # Part of the commit, which comes after the last row.
-                note.update(told.figures())
+                note.update(tally.figures())
                 yield table
 
         found = rows()
@@ -384,7 +377,7 @@ class Worker:
                 note=note,
                 other_teachers=True,
             )
-        return told.step("emit", name, hour, committed)
+        return Step("emit", name, hour, committed, **tally.counts())
 
     def _audit(self, hour: int, name: str) -> Step:
         self.join.forget(hour - self.join.reach)
@@ -445,45 +438,6 @@ def _with_keras_settings(function: Callable[[], Step]) -> Callable[[], Step]:
         return function()
 
     return run
-
-
-class _Told:
-    def __init__(self, teachers: Iterable[str]) -> None:
-        self.rows = self.positives = self.not_finite = 0
-        self.scored = dict.fromkeys(teachers, 0)
-        self._aged = dict.fromkeys(self.scored, 0)
-        self._age_s = dict.fromkeys(self.scored, 0.0)
-
-    def teacher(self, name: str, logit: pa.ChunkedArray, age_s: pa.ChunkedArray) -> None:
-        self.scored[name] += len(logit) - logit.null_count
-        ages = age_s.drop_null().to_numpy()
-        self._aged[name] += len(ages)
-        self._age_s[name] += float(ages.sum(dtype=np.float64))
-
-    @property
-    def mean_age_s(self) -> dict[str, float]:
-        return {name: self._age_s[name] / rows for name, rows in self._aged.items() if rows}
-
-    def figures(self) -> dict[str, Any]:
-        ages = self.mean_age_s
-        return {
-            **{named("scored", name): rows for name, rows in self.scored.items()},
-            "positives": self.positives,
-            **{named("mean_age_s", name): ages.get(name) for name in self.scored},
-        }
-
-    def step(self, kind: Kind, name: str, hour: int, committed: bool) -> Step:
-        return Step(
-            kind,
-            name,
-            hour,
-            committed,
-            rows=self.rows,
-            scored=self.scored,
-            positives=self.positives,
-            not_finite=self.not_finite,
-            mean_age_s=self.mean_age_s,
-        )
 
 
 def summary(steps: list[Step]) -> dict[str, Any]:

@@ -58,6 +58,25 @@ def read(path, hour):
     return kx.streaming.read_hour(path / "labelled", hour, columns=columns)
 
 
+def test_vectors_are_logged_beside_logits(tmp_path):
+    partitions.write_impressions(tmp_path / "data", 5, impressions(5))
+    partitions.write_labels(tmp_path / "data", 5, events())
+
+    def teacher(features):
+        x = features["x"]
+        return np.where(x > 0, x, np.nan), np.stack([x, -x], axis=1)
+
+    scorer = CallableScorer(teacher, representation_size=2)
+    report = service(tmp_path, scorer=scorer).process_hour(5)
+    assert (report.scored, report.not_finite) == (3, 3)
+    columns = ("example_id", "teacher_representation")
+    rows = kx.streaming.read_hour(tmp_path / "labelled", 5, columns=columns)
+    x = np.linspace(-1, 1, 6, dtype=np.float32)
+    x = np.where(x > 0, x, np.nan)[rows["example_id"] - 500]
+    expected = np.stack([x, -x], axis=1)
+    np.testing.assert_allclose(rows["teacher_representation"], expected, rtol=1e-3)
+
+
 def test_labels_join_within_their_window(tmp_path):
     data = tmp_path / "data"
     partitions.write_impressions(data, 5, impressions(5))
