@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_exfm as kx
-from keras_exfm.das import JobError, Worker, backfill
+from keras_exfm.das import JobError, TeacherTimeout, Worker, backfill
 from keras_exfm.streaming import MS_PER_HOUR, StreamError
 from tests.das import made
 
@@ -80,6 +80,40 @@ def test_snapshots_on_actors(tmp_path, cluster):
         if engine == "local":
             worker.close()
     assert made.everything(tmp_path / "one") == made.everything(tmp_path / "two")
+
+
+def test_an_actor_that_dies_is_started_again_and_kept_for_the_next_hour(tmp_path, cluster):
+    shown, _ = made.source(tmp_path / "data", HOURS)
+    once = {"entry": "once", "arguments": {"path": str(tmp_path / "died"), "what": "die"}}
+    worker = Worker(changed(tmp_path, **once))
+    actors = []
+    for step in worker.steps(ended=True):
+        if step.kind == "score":
+            actors.append([member.actor._actor_id for member in worker.engines[""]._members])
+    assert worker.engines[""].restarts == 1
+    assert actors[0] == actors[1] == actors[2]
+    rows = made.contents(tmp_path / "out" / "all")
+    for row in shown:
+        expected = pytest.approx(made.teacher(row), rel=1e-6)
+        assert rows[row["example_id"]]["teacher_logit"] == expected
+    worker.close()
+
+
+def test_an_actor_that_always_dies_or_hangs_is_named(tmp_path, cluster):
+    made.source(tmp_path / "data", HOURS)
+    worker = Worker(changed(tmp_path, "always_dies"))
+    with pytest.raises(StreamError, match=r"hour=5.*died 3 times over the same rows"):
+        worker.run(ended=True)
+    assert worker.engines[""].restarts == 3
+    hangs = {"arguments": {"path": str(tmp_path / "hung"), "what": "hang"}, "timeout": "100ms"}
+    worker = Worker(changed(tmp_path, "once", **hangs))
+    worker.engines[""].start_s = 3
+    with pytest.raises(TeacherTimeout, match=r"hour=5.*no answer within .* s, for 40 rows"):
+        worker.run(ended=True)
+    # The actor that hung is gone, and nothing was committed.
+    assert not list((tmp_path / "out" / "predictions").rglob("*.parquet"))
+    worker.engines[""].start_s = 60
+    assert len(worker.run(ended=True)) > len(HOURS)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Teachers as actors of a Ray cluster, over Ray Data."""
+"""Teachers as actors of a Ray cluster."""
 
 from __future__ import annotations
 
-import logging
+import collections
+import dataclasses
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,82 +19,85 @@ from keras_exfm.das.snapshots import SnapshotError
 from keras_exfm.streaming import StreamError
 from keras_exfm.streaming.partitions import Partition
 
-_BAD = "__not_finite"
+_DEATHS = 3
+# A cluster may have to bring up a machine first.
+_START_S = 1800.0
 
 
 class RayEngine:
-    """Scores on a Ray cluster: a pool of actors, each of which loads the teacher once an hour.
+    """Scores on a Ray cluster, by a pool of actors that keep the teacher from hour to hour.
 
-    Ray Data hands the row groups of an hour's files to the actors, which read them themselves: the
-    features do not pass through the service's own process, what the teacher says does. An actor
-    that dies is started again by Ray and its row group scored again. Where Ray is not initialized,
-    `ray.init` is called: at the cluster that `RAY_ADDRESS` names, or on this machine. Files must be
-    where all of the cluster's machines see them.
+    The actors get row groups of an hour's files and read them themselves: the features do not pass
+    through the service's own process, what the teacher says does. Each holds at most two row
+    groups: the one it scores and the next. An actor that dies is started again and gets its row
+    groups again; the third death over one is an error, and so is an answer that does not come in
+    time. Where Ray is not initialized, `ray.init` is called: at the cluster that `RAY_ADDRESS`
+    names, or on this machine. Files must be where all of the cluster's machines see them.
 
     Args:
         settings: What `teacher_settings` gave.
         workers: Number of actors. Defaults to `1`.
         chunk_rows: Rows that an actor reads and scores at a time. Defaults to `65536`.
+        start_s: Seconds that an actor may take until its first answer, beside the time that the
+            teacher has. Defaults to `1800.0`.
 
     Raises:
         JobError: If Ray is not installed.
     """
 
-    def __init__(self, settings: str, workers: int = 1, chunk_rows: int = 65_536) -> None:
+    def __init__(
+        self,
+        settings: str,
+        workers: int = 1,
+        chunk_rows: int = 65_536,
+        start_s: float = _START_S,
+    ) -> None:
         try:
             import ray
-            import ray.data
         except ImportError as error:
             raise JobError("The ray engine needs Ray: pip install 'keras-exfm[ray]'") from error
         self.settings = settings
         self.workers = workers
         self.chunk_rows = chunk_rows
+        self.start_s = start_s
         self.restarts = 0
         self._ray: Any = ray
         self._ours = False
+        self._members: list[_Member] = []
 
     def score(self, chunks: Iterator[pa.Table], where: str) -> Iterator[Scored]:
-        """Scores tables, which all go to Ray's object store first."""
+        """Scores tables in their order."""
         self.connect()
-        refs = [self._ray.put(chunk) for chunk in chunks]
-        if refs:
-            yield from self._map(self._ray.data.from_arrow_refs(refs), None, None, where)
+
+        def tasks() -> Iterator[_Task]:
+            for chunk in chunks:
+                yield _Task(len(chunk), "score", (self._ray.put(chunk), where))
+
+        yield from self._scored(tasks(), where)
 
     def score_partition(self, part: Partition, columns: list[str], where: str) -> Iterator[Scored]:
-        """Scores an hour's files, in any order."""
+        """Scores an hour's files, a row group at a time."""
         self.connect()
-        items = []
-        for file in part.files:
-            with part.filesystem.open_input_file(file) as source:
-                groups = pq.ParquetFile(source).num_row_groups
-            items += [{"file": file, "group": group} for group in range(groups)]
-        dataset = self._ray.data.from_items(items, override_num_blocks=len(items))
-        yield from self._map(dataset, part, columns, where)
+        shared = self._ray.put(part)
+
+        def tasks() -> Iterator[_Task]:
+            for file in part.files:
+                with part.filesystem.open_input_file(file) as source:
+                    groups = pq.ParquetFile(source).metadata
+                for group in range(groups.num_row_groups):
+                    rows = groups.row_group(group).num_rows
+                    arguments = (shared, file, group, columns, self.chunk_rows, where)
+                    if rows:
+                        yield _Task(rows, "score_group", arguments)
+
+        yield from self._scored(tasks(), where)
 
     def close(self) -> None:
-        """Leaves the cluster, if this engine joined it."""
+        """Ends the actors, and leaves the cluster if this engine joined it."""
+        self._end_actors()
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
         self._ours = False
-
-    def _map(
-        self, dataset: Any, part: Partition | None, columns: list[str] | None, where: str
-    ) -> Iterator[Scored]:
-        scored = dataset.map_batches(
-            _Actor,
-            fn_constructor_args=(self.settings, part, columns, where, self.chunk_rows),
-            batch_format="pyarrow",
-            batch_size=None,
-            zero_copy_batch=True,
-            compute=self._ray.data.ActorPoolStrategy(size=self.workers),
-        )
-        try:
-            for table in scored.iter_batches(batch_format="pyarrow", batch_size=None):
-                if len(table):
-                    bad = int(np.asarray(table.column(_BAD)).sum())
-                    yield Scored(table.drop_columns([_BAD]).replace_schema_metadata(None), bad)
-        except self._ray.exceptions.RayError as error:
-            raise _explained(error, where) from error
 
     def connect(self) -> None:
         """Joins the cluster, or starts one on this machine, if that has not been done.
@@ -101,11 +105,6 @@ class RayEngine:
         One that is started here ends with the thread that started it: Ray's processes ask the
         kernel to be told of its end.
         """
-        context = self._ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         if self._ray.is_initialized():
             return
         names = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
@@ -117,49 +116,136 @@ class RayEngine:
         )
         self._ours = True
 
+    def _scored(self, tasks: Iterable[_Task], where: str) -> Iterator[Scored]:
+        while len(self._members) < self.workers:
+            self._members.append(_Member(self._actor()))
+        waiting: collections.deque[_Member] = collections.deque()
+        turn = 0
+        try:
+            for task in tasks:
+                member = self._members[turn % self.workers]
+                turn += 1
+                if len(waiting) == 2 * self.workers:
+                    yield from self._answer(waiting.popleft(), where)
+                member.send(task)
+                waiting.append(member)
+            while waiting:
+                yield from self._answer(waiting.popleft(), where)
+        except BaseException:
+            # What is still on the way is nobody's.
+            self._end_actors()
+            raise
+
+    def _answer(self, member: _Member, where: str) -> Iterator[Scored]:
+        errors = self._ray.exceptions
+        task = member.sent[0][0]
+        for _ in range(_DEATHS):
+            limit = self._limit(task.rows) + (0 if member.answered else self.start_s)
+            try:
+                table, not_finite = self._ray.get(member.sent[0][1], timeout=limit)
+            except errors.GetTimeoutError as error:
+                raise TeacherTimeout(
+                    f"{where}: the actor that scores gave no answer within {limit:.0f} s, for "
+                    f"{task.rows} rows; it was ended."
+                ) from error
+            except errors.RayActorError as error:
+                self.restarts += 1
+                member.replace(self._actor())
+                last = error
+            except errors.RayError as error:
+                raise _explained(error, where) from error
+            else:
+                member.sent.popleft()
+                member.answered = True
+                if len(table):
+                    yield Scored(table, not_finite)
+                return
+        raise StreamError(
+            f"{where}: the actor that scores died {_DEATHS} times over the same rows, at last: "
+            f"{last}"
+        )
+
+    def _limit(self, rows: int) -> float:
+        """Seconds; the teacher has its own limit, this one is for what it cannot interrupt."""
+        teacher = json.loads(self.settings)["teacher"]
+        batches = max(1, -(-rows // int(teacher["batch_size"])))
+        return 5 + 2 * float(teacher["timeout"]) / 1000 * batches
+
+    def _actor(self) -> Any:
+        # Ray's default asks for a processor to be placed and holds none: teachers take turns.
+        made = self._ray.remote(_Actor).options(scheduling_strategy="SPREAD")
+        return made.remote(self.settings)
+
+    def _end_actors(self) -> None:
+        members, self._members = self._members, []
+        if self._ray.is_initialized():
+            for member in members:
+                self._ray.kill(member.actor)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """Rows to score: a method of an actor and its arguments."""
+
+    rows: int
+    method: str
+    arguments: tuple[Any, ...]
+
+    def ask(self, actor: Any) -> Any:
+        """The reference to the actor's answer."""
+        return getattr(actor, self.method).remote(*self.arguments)
+
+
+class _Member:
+    """An actor, and what it was asked for and has not answered yet."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.sent: collections.deque[tuple[_Task, Any]] = collections.deque()
+        self.answered = False
+
+    def send(self, task: _Task) -> None:
+        self.sent.append((task, task.ask(self.actor)))
+
+    def replace(self, actor: Any) -> None:
+        """Asks another actor for all of it."""
+        self.actor, self.answered = actor, False
+        self.sent = collections.deque((task, task.ask(actor)) for task, _ in self.sent)
+
 
 class _Actor:
-    """One teacher; maps row groups, or tables of rows, to what it says of them."""
+    """One teacher."""
 
-    def __init__(
-        self,
-        settings: str,
-        part: Partition | None,
-        columns: list[str] | None,
-        where: str,
-        chunk_rows: int,
-    ) -> None:
-        self._runner = TeacherRunner(settings)
-        self._part = part
-        self._columns = columns
-        self._where = where
-        self._chunk_rows = chunk_rows
+    def __init__(self, settings: str) -> None:
+        self._settings = settings
+        self._runner: TeacherRunner | None = None
 
-    def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
-        """What the teacher says."""
-        for chunk in self._chunks(items):
-            scored = self._runner.score(chunk, self._where)
-            bad = np.zeros(len(chunk), np.int64)
-            bad[:1] = scored.not_finite
-            yield scored.rows.append_column(_BAD, pa.array(bad))
+    def score(self, chunk: pa.Table, where: str) -> tuple[pa.Table, int]:
+        """What the teacher says of some rows, and how often it was not finite."""
+        # Not when it is made: what goes wrong here is then told as any other error.
+        if self._runner is None:
+            self._runner = TeacherRunner(self._settings)
+        scored = self._runner.score(chunk, where)
+        return scored.rows, scored.not_finite
 
-    def _chunks(self, items: pa.Table) -> Iterator[pa.Table]:
-        part = self._part
-        if part is None:
-            yield items
-            return
-        for item in items.to_pylist():
-            try:
-                with part.filesystem.open_input_file(item["file"]) as source:
-                    parquet = pq.ParquetFile(source, page_checksum_verification=True)
-                    for batch in parquet.iter_batches(
-                        self._chunk_rows, row_groups=[item["group"]], columns=self._columns
-                    ):
-                        yield pa.Table.from_batches([batch])
-            except (pa.ArrowException, OSError) as error:
-                raise StreamError(
-                    f"{part.name(item['file'])}: cannot read the Parquet file: {error}"
-                ) from error
+    def score_group(
+        self, part: Partition, file: str, group: int, columns: list[str], rows: int, where: str
+    ) -> tuple[pa.Table, int]:
+        """As `score`, of a row group, which is read and scored `rows` rows at a time."""
+        found = [self.score(chunk, where) for chunk in _chunks(part, file, group, columns, rows)]
+        return pa.concat_tables(table for table, _ in found), sum(bad for _, bad in found)
+
+
+def _chunks(
+    part: Partition, file: str, group: int, columns: list[str], rows: int
+) -> Iterator[pa.Table]:
+    try:
+        with part.filesystem.open_input_file(file) as source:
+            parquet = pq.ParquetFile(source, page_checksum_verification=True)
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as error:
+        raise StreamError(f"{part.name(file)}: cannot read the Parquet file: {error}") from error
 
 
 def _explained(error: Exception, where: str) -> Exception:
