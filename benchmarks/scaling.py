@@ -10,6 +10,8 @@ Adagrad at rates chosen for each model and size, one pass, progressive validatio
 stream has planted interactions of orders 2 to 8 and a known best NE: its curves show the distance
 to it. Wukong's knobs are then doubled one by one (`--no-knobs` leaves them out). Runs that are
 recorded in `FOLDER/<stream>` are not repeated, so the command may be stopped and given again.
+`--clip 0.03` limits the tables' gradients (`RowwiseAdagrad(clip_row_norm=)`) and names its results
+after that.
 Writes `<stream>.json`, `<stream>.md` and figures to benchmarks/results/scaling/ (with `--tiny`,
 which proves that all of it works and measures nothing, to `FOLDER/results`).
 """
@@ -75,6 +77,7 @@ def arguments():
     parser.add_argument("--models", default="")
     parser.add_argument("--backend", default="tensorflow", choices=["jax", "tensorflow"])
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--clip", type=float, help="clip_row_norm of the tables' optimizer")
     parser.add_argument("--knobs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
@@ -108,6 +111,11 @@ def prepare(options):
         source, labelled, info.schema, label_window_hours=info.label_window_hours
     ).process_pending()
     return info, labelled, info.first_hour + warmup
+
+
+def clipped(options):
+    """What is added to names where rows are clipped."""
+    return "" if options.clip is None else f"-clip-{options.clip:g}"
 
 
 def interval(law, name):
@@ -217,13 +225,14 @@ def runs(options, info, labelled, metrics_from):
     def swept(name, wanted):
         """Runs of `(target, configuration)`, with the target in each record."""
         sweep = scaling.Sweep(
-            options.out / options.stream / name,
+            options.out / options.stream / (name + clipped(options)),
             labelled,
             table_learning_rates=TINY["table_rates"] if tiny else TABLE_RATES,
             learning_rates=TINY["dense_rates"] if tiny else DENSE_RATES,
             batch_size=options.batch,
             metrics_from=metrics_from,
             progress=lambda line: print(line, flush=True),
+            clip_row_norm=options.clip,
         )
         sweep.run([each for _, each in wanted], options.seeds)
         targets = {(c.name, c.cost.training_flops): target for target, c in wanted}
@@ -303,23 +312,29 @@ def main():
     results = options.out / "results" if options.tiny else RESULTS
     results.mkdir(parents=True, exist_ok=True)
     title = f"{options.stream} stream, {len(options.seeds)} seeds"
+    name = options.stream + clipped(options)
     figures = [
-        scaling.plot_compute(records, results / f"{options.stream}-compute.png", title),
-        scaling.plot_data(records, results / f"{options.stream}-data.png", title),
+        scaling.plot_compute(records, results / f"{name}-compute.png", title),
+        scaling.plot_data(records, results / f"{name}-data.png", title),
     ]
-    scaling.write_page(records, options.out / f"{options.stream}.html", title)
+    scaling.write_page(records, options.out / f"{name}.html", title)
     if knob_records:
-        file = results / f"{options.stream}-knobs.png"
+        file = results / f"{name}-knobs.png"
         figures.append(scaling.plot_compute(knob_records, file, f"Wukong's knobs, {title}"))
     command = (
         f"python benchmarks/scaling.py --stream {options.stream} --out FOLDER "
         f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend}"
-        f"{' --data DIR' if options.data else ''}{'' if options.knobs else ' --no-knobs'}"
+        f"{' --data DIR' if options.data else ''}"
+        f"{'' if options.clip is None else f' --clip {options.clip:g}'}"
+        f"{'' if options.knobs else ' --no-knobs'}"
         f"{' --tiny' if options.tiny else ''}"
     )
+    if not options.tiny and options.models != MODELS:
+        command += f" --models {','.join(options.models)}"
     about = {
         "command": command,
         "batch": options.batch,
+        "clip_row_norm": options.clip,
         "metrics_from": metrics_from,
         "data": {"description": info.description, "parameters": info.parameters},
         "versions": keras_versions(),
@@ -329,9 +344,9 @@ def main():
         "knobs": short(knob_records),
         "starts": short(start_records),
     }
-    (results / f"{options.stream}.json").write_text(json.dumps(about, indent=1) + "\n")
+    (results / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
     lines = page(options, command, info, records, start_records, knob_records, figures)
-    (results / f"{options.stream}.md").write_text("\n".join(lines) + "\n")
+    (results / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

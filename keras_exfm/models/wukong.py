@@ -85,7 +85,10 @@ class Wukong(EmbeddingModel):
         prior: Mean label that the model starts with, such as the click rate: the serving head's
             kernel starts at zeros and its bias at `log(prior / (1 - prior))`. Defaults to `None`:
             a random kernel and a bias of 0.
-        optimizer: Of the embedding table, see `FeatureEmbedding`. Defaults to `"rowwise_adagrad"`.
+        optimizer: Of the embedding table, see `FeatureEmbedding`. On a stream, in a single pass,
+            `RowwiseAdagrad(..., clip_row_norm=0.03)` is worth trying: the norms make the first
+            gradients of small embeddings very large, and Adagrad never forgets them
+            (docs/tuning.md). Defaults to `"rowwise_adagrad"`.
         dtype: Dtype policy of all layers; the logit is float32 in any case. Defaults to `None`,
             the global policy.
         name: Name of the model. Defaults to `None`, the class's name in snake case.

@@ -161,10 +161,18 @@ def test_sweep_runs_each_once_and_goes_on(tmp_path):
     assert [r["options"]["dim"] for r in again.records()] == [2]
     assert len(lines) == 5
 
+    # Clipped rows are other runs, chosen by themselves.
+    clipped = sweep(clip_row_norm=1e-6)
+    (other,) = clipped.choose(wanted[:1])
+    assert other["clip_row_norm"] == 1e-6
+    assert other["figures"]["ne"] != chosen[1]["figures"]["ne"]
+    assert clipped.records() == []
+    lines.clear()
+
     # Other rates choose anew, and what ran at the old ones no longer counts.
     sweep(table_learning_rates=(0.2,)).run(wanted[:1], seeds=[1])
     assert [r["table_learning_rate"] for r in again.records()] == [0.2]
-    assert len(lines) == 6
+    assert len(lines) == 1
 
     # What progressive validation gives by itself.
     import keras

@@ -64,6 +64,7 @@ class Sweep:
             trained on too. Defaults to `None`: the third quarter of the hours before
             `metrics_from`, or of all, to its end.
         progress: Called with a line of text after each run. Defaults to `None`.
+        clip_row_norm: Of the tables' `RowwiseAdagrad`. Defaults to `None`: no clipping.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Sweep:
         metrics_from: int | None = None,
         choosing_hours: tuple[int, int] | None = None,
         progress: Callable[[str], None] | None = None,
+        clip_row_norm: float | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.stream = as_stream(stream)
@@ -89,6 +91,7 @@ class Sweep:
         early = [h for h in chosen if h < self.metrics_from] or chosen
         self.choosing_hours = choosing_hours or (early[len(early) // 2], early[-1])
         self.progress = progress or (lambda line: None)
+        self.clip_row_norm = clip_row_norm
 
     def run(self, configurations: Iterable[Configuration], seeds: Sequence[int] = (1,)) -> None:
         """Makes the runs that are not there yet, seed by seed, from the smallest size on."""
@@ -123,7 +126,7 @@ class Sweep:
         found = []
         for file in sorted(self.folder.glob("chosen/*.json")):
             rates = _Rates(**json.loads(file.read_text())["rates"])
-            runs = self.folder.glob(f"runs/{file.stem}-{rates.name}-seed*.json")
+            runs = self.folder.glob(f"runs/{file.stem}-{self._name(rates)}-seed*.json")
             found += [json.loads(run.read_text()) for run in sorted(runs)]
         found = [r for r in found if seeds is None or r["seed"] in seeds]
         return sorted(found, key=lambda r: (r["cost"]["training_flops"], r["name"], r["seed"]))
@@ -135,6 +138,8 @@ class Sweep:
             "learning_rates": list(self.learning_rates),
             "hours": list(self.choosing_hours),
         }
+        if self.clip_row_norm is not None:
+            grid["clip_row_norm"] = [self.clip_row_norm]
         if file.exists():
             there = json.loads(file.read_text())
             if there["grid"] == grid:
@@ -178,6 +183,10 @@ class Sweep:
         replace_json(file, {"rates": dataclasses.asdict(rates), "grid": grid})
         return rates
 
+    def _name(self, rates: _Rates) -> str:
+        """What tells runs of a configuration apart, but for the seed."""
+        return rates.name + ("" if self.clip_row_norm is None else f"-clip{self.clip_row_norm:g}")
+
     def _choosing_run(self, each: Configuration, seed: int, rates: _Rates) -> Record:
         first, last = self.choosing_hours
         return self._run(each, seed, rates, (self.hours[0], last), first, "rates")
@@ -191,12 +200,13 @@ class Sweep:
         metrics_from: int,
         kind: str,
     ) -> Record:
-        file = self.folder / kind / f"{each.key}-{rates.name}-seed{seed}.json"
+        file = self.folder / kind / f"{each.key}-{self._name(rates)}-seed{seed}.json"
         if file.exists():
             return json.loads(file.read_text())
         keras.utils.clear_session()
         keras.utils.set_random_seed(seed)
-        model = each.build(self.stream.schema, RowwiseAdagrad(rates.table))
+        tables = RowwiseAdagrad(rates.table, clip_row_norm=self.clip_row_norm)
+        model = each.build(self.stream.schema, tables)
         model.compile(
             keras.optimizers.Adam(rates.dense),
             keras.losses.BinaryCrossentropy(from_logits=True),
@@ -219,6 +229,7 @@ class Sweep:
             "seed": seed,
             "learning_rate": rates.dense,
             "table_learning_rate": rates.table,
+            "clip_row_norm": self.clip_row_norm,
             "seconds": round(time.monotonic() - started, 1),
             "figures": result.whole,
             "hours": [
