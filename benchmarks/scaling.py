@@ -329,6 +329,8 @@ def main():
         f"{'' if options.knobs else ' --no-knobs'}"
         f"{' --tiny' if options.tiny else ''}"
     )
+    if not options.tiny and options.batch != 256:
+        command += f" --batch {options.batch}"
     if not options.tiny and options.models != MODELS:
         command += f" --models {','.join(options.models)}"
     about = {

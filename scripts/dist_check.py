@@ -71,7 +71,10 @@ import litserve, onnxruntime
 onnxruntime.InferenceSession("model.onnx").get_modelmeta().custom_metadata_map["keras_exfm"]
 """,
     ),
-    "ray": ("tensorflow", "import ray.data, keras_exfm as kx; kx.das"),
+    "ray": (
+        "tensorflow",
+        "from keras_exfm.das.engines.ray import RayEngine; RayEngine('{}').connect()",
+    ),
     "kafka": ("tensorflow", "import confluent_kafka, keras_exfm as kx; kx.das"),
 }
 

@@ -90,7 +90,8 @@ def run(model, seed, ne):
         "seed": seed,
         "dim": 16,
         "table_learning_rate": 0.4,
-        "training_flops": 2_816_000,
+        "learning_rate": 0.001,
+        "cost": {"training_flops": 2_816_000},
         "figures": figures,
     }
 
@@ -117,8 +118,8 @@ def test_tables_of_results(site, tmp_path, monkeypatch):
     tables = site("tables")
     rows = tables.stream_rows(stream)
     assert list(rows) in (["DLRM", "DCNv2", "FM"], ["DCNv2", "DLRM", "FM"])
-    assert rows["DCNv2"][:4] == [2, 16, 0.4, "0.8700 ± 0.0141"]
-    assert rows["FM"][:4] == [1, 16, 0.4, "0.9000"]
+    assert rows["DCNv2"][:4] == [2, 16, "0.4 / 0.001", "0.8700 ± 0.0141"]
+    assert rows["FM"][:4] == [1, 16, "0.4 / 0.001", "0.9000"]
     assert rows["FM"][-1] == "2,816"
     # BARS' figures as benchmarks/zoo_settings.py has them; trials are chosen by other rows.
     rows = tables.set_rows(frappe)

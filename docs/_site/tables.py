@@ -139,7 +139,7 @@ def read_results(folder: Path = RESULTS) -> tuple[dict[str, Any], dict[str, Any]
     return streams, sets
 
 
-STREAM_HEAD = ["seeds", "dim", "table rate", "NE", "AUC", "grouped AUC", "calibration", "kFLOP"]
+STREAM_HEAD = ["seeds", "dim", "rates", "NE", "AUC", "grouped AUC", "calibration", "kFLOP"]
 
 
 def stream_rows(found: dict[str, Any]) -> dict[str, list[object]]:
@@ -155,8 +155,9 @@ def stream_rows(found: dict[str, Any]) -> dict[str, list[object]]:
             spread([run["figures"][key] for run in runs[name]], digits)
             for key, digits in (("ne", 4), ("auc", 4), ("group_auc", 4), ("calibration", 3))
         )
-        cost = f"{first['training_flops'] / 1e3:,.0f}"
-        rows[name] = [len(runs[name]), first["dim"], first["table_learning_rate"], *figures, cost]
+        cost = f"{first['cost']['training_flops'] / 1e3:,.0f}"
+        rates = f"{first['table_learning_rate']:g} / {first['learning_rate']:g}"
+        rows[name] = [len(runs[name]), first["dim"] or "-", rates, *figures, cost]
     return rows
 
 

@@ -160,14 +160,12 @@ def _fill_predictions(worker: Worker, teacher: str, hour: int) -> list[Backfille
 
 
 def _fill_stream(worker: Worker, name: str, teacher: str, hour: int) -> list[Backfilled]:
-    from deltalake import DeltaTable
-
     path, options = worker.job.stream(name), worker.job.output_options or None
     try:
         stream = Stream(path, storage_options=options)
     except StreamError:
         return []  # Nothing was emitted yet.
-    held = files_of(DeltaTable(path, version=stream.version, storage_options=options), hour)
+    held = files_of(stream.table, hour)
     if hour not in stream.hours:
         return []
     known = pa.concat_tables(_bare(worker.predictions[teacher], hour))

@@ -82,7 +82,7 @@ class DataAugmentationService:
         scorer: How examples are scored. Defaults to `None`: a `SnapshotScorer`, if there are
             `snapshots`, else no teacher. A scorer without `snapshots` (`CallableScorer`) is a
             fixed teacher of unknown age. Vectors of one with a `representation_size` are kept
-            too, as `teacher_representation`.
+            too, as `teacher_representation`; a stream that was begun without them cannot get any.
         label_window_hours: Hours after an example in which its label may come. Defaults to `0`:
             within the example's own hour.
         side_output: Folder or URL for the label events that made no label, Parquet by reason and

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import contextvars
 import dataclasses
 import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ class Worker:
         )
         self.predictions = Predictions.of(job)
         self.side = SideOutput(job.side, (job.side_options or None))
-        self._checked: set[int] = set()
+        self._checked: dict[int, int] = {}
         # Collecting an iterator that was dropped takes it, wherever that happens.
         self._lock = threading.RLock()
         self._under_way: _Scoring | None = None
@@ -289,22 +290,29 @@ class Worker:
                 raise StreamError(f"{self.join.where(hour)}: given up while it was scored.")
 
         stay()
-        self._check(hour)
+        rows = self._check(hour)
         tally = Tally([name])
 
-        def batches() -> Iterator[pa.Table]:
+        def batches() -> Generator[pa.Table, None, None]:
             # Before an engine starts what would have to be stopped.
             stay()
-            for scored in self._scored(engine, hour):
-                stay()
-                tally.not_finite += scored.not_finite
-                tally.add_predictions(name, scored.rows)
-                yield scored.rows
+            with contextlib.closing(self._scored(engine, hour)) as answers:
+                for scored in answers:
+                    stay()
+                    tally.not_finite += scored.not_finite
+                    tally.add_predictions(name, scored.rows)
+                    yield scored.rows
+            if tally.rows != rows:
+                raise StreamError(
+                    f"{self.join.where(hour)}: the engine scored {tally.rows} rows of {rows}."
+                )
 
-        committed = self.predictions[name].append(hour, batches(), self.note or {})
+        # Where the commit fails, the engine must know that its answers are not taken.
+        with contextlib.closing(batches()) as found:
+            committed = self.predictions[name].append(hour, found, self.note or {})
         return Step("score", name, hour, committed, **tally.counts())
 
-    def _scored(self, engine: Engine, hour: int) -> Iterator[Scored]:
+    def _scored(self, engine: Engine, hour: int) -> Generator[Scored, None, None]:
         where = self.join.where(hour)
         if isinstance(engine, PartitionEngine):
             columns = ["example_id", "timestamp", *self.schema.names]
@@ -392,10 +400,12 @@ class Worker:
         self.side.write(hour, "impressions", rows, {"missed_hour": len(rows)})
         return Step("missed", "", hour, True, rows=len(rows), counts={"missed_hour": len(rows)})
 
-    def _check(self, hour: int) -> None:
+    def _check(self, hour: int) -> int:
+        """The hour's rows, which are checked once."""
         if hour not in self._checked:
-            self.join.check(hour)
-            self._checked = {h for h in self._checked if h > hour - 10_000} | {hour}
+            known = {h: rows for h, rows in self._checked.items() if h > hour - 10_000}
+            self._checked = {**known, hour: self.join.check(hour)}
+        return self._checked[hour]
 
 
 class _Scoring:

@@ -1,5 +1,7 @@
 """Streams for the service's tests, made without the code under test, and plain restatements."""
 
+import errno
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,6 +62,12 @@ def source(root, hours, rows=40, seed=0, storage_options=None):
         ]
         write_events(root, FOLDERS[name], events[name], storage_options)
     return shown, events
+
+
+def in_row_groups(root, rows):
+    """Writes the impressions anew, in row groups of a few rows."""
+    for file in (root / "impressions").rglob("*.parquet"):
+        pq.write_table(pq.ParquetFile(file).read(), file, row_group_size=rows)
 
 
 def write_events(root, folder, events, storage_options=None):
@@ -176,6 +184,22 @@ def contents(path):
     found = {row["example_id"]: row for row in rows}
     assert len(found) == len(rows), "an example id is there twice"
     return found
+
+
+def failing_write(monkeypatch):
+    """The first rows that anybody writes meet a full disk; the next find room."""
+    from keras_exfm.das import _predictions
+
+    real, calls = _predictions.HourWriter.write, []
+
+    def write(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, rows)
+
+    monkeypatch.setattr(_predictions.HourWriter, "write", write)
+    return calls
 
 
 def everything(root):

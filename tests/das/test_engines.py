@@ -46,6 +46,53 @@ def test_processes_give_what_one_process_gives(tmp_path, data, expected):
     assert {s.scored[""] for s in steps if s.kind == "score"} == {60}
 
 
+def test_an_hour_that_could_not_be_written_leaves_no_answers_behind(
+    tmp_path, data, expected, monkeypatch
+):
+    calls = made.failing_write(monkeypatch)
+    worker = Worker(changed(tmp_path, workers=2))
+    with pytest.raises(StreamError, match="No space left"):
+        worker.run(ended=True)
+    assert len(calls) == 1
+    worker.run(ended=True)
+    worker.close()
+    assert made.everything(tmp_path) == expected
+
+
+def test_calls_that_were_left_do_not_answer_later_ones(tmp_path, data):
+    """Nor does their end, whenever they are collected, end what later ones use."""
+    job = changed(tmp_path)
+    worker = Worker(job)
+    engine = LocalEngine(teacher_settings(job.teacher, worker.schema))
+
+    def asked(hour):
+        return engine.score(worker.chunks(hour), "here")
+
+    left = asked(5)
+    next(left)
+    new = asked(6)
+    rows = [next(new)]
+    left.close()
+    rows += list(new)
+    assert {i // 100_000 for r in rows for i in r.rows["example_id"].to_pylist()} == {6}
+    assert sum(len(r.rows) for r in rows) == 60
+    engine.close()
+
+
+def test_an_engine_that_leaves_rows_out_is_refused(tmp_path, data, monkeypatch):
+    real = LocalEngine.score
+
+    def short(self, chunks, where):
+        yield from list(real(self, chunks, where))[1:]
+
+    monkeypatch.setattr(LocalEngine, "score", short)
+    worker = Worker(changed(tmp_path))
+    with pytest.raises(StreamError, match=r"hour=5: the engine scored 44 rows of 60"):
+        worker.run(ended=True)
+    worker.close()
+    assert not list((tmp_path / "out" / "predictions").rglob("*.parquet"))
+
+
 def test_a_keras_teacher_in_a_process(tmp_path, data):
     store = kx.das.SnapshotStore(tmp_path / "teachers")
     model = kx.models.DLRM(made.SCHEMA, dim=4, top_units=(4,), numeric_units=(4,))

@@ -99,7 +99,60 @@ def test_an_actor_that_dies_is_started_again_and_kept_for_the_next_hour(tmp_path
     worker.close()
 
 
-def test_an_actor_that_always_dies_or_hangs_is_named(tmp_path, cluster):
+def test_an_hour_that_could_not_be_written_leaves_no_answers_behind(tmp_path, cluster, monkeypatch):
+    shown, _ = made.source(tmp_path / "data", HOURS)
+    made.in_row_groups(tmp_path / "data", 5)
+    calls = made.failing_write(monkeypatch)
+    worker = Worker(changed(tmp_path))
+    with pytest.raises(StreamError, match="No space left"):
+        worker.run(ended=True)
+    assert len(calls) == 1
+    worker.run(ended=True)
+    worker.close()
+    rows = made.contents(tmp_path / "out" / "predictions")
+    assert rows.keys() == {row["example_id"] for row in shown}
+    for row in shown:
+        expected = pytest.approx(made.teacher(row), rel=1e-6)
+        assert rows[row["example_id"]]["teacher_logit"] == expected
+
+
+def test_calls_that_were_left_do_not_answer_later_ones(tmp_path, cluster):
+    made.source(tmp_path / "data", HOURS)
+    worker = Worker(changed(tmp_path))
+    engine = worker.engines[""]
+    left = engine.score(worker.chunks(5), "here")
+    next(left)
+    new = engine.score(worker.chunks(6), "here")
+    rows = [next(new)]
+    left.close()
+    rows += list(new)
+    assert {i // 100_000 for r in rows for i in r.rows["example_id"].to_pylist()} == {6}
+    assert sum(len(r.rows) for r in rows) == 40
+    worker.close()
+
+
+@pytest.mark.parametrize("kind", ["OutOfMemoryError", "ObjectLostError"])
+def test_what_is_as_good_as_dead_is_started_again(tmp_path, cluster, monkeypatch, kind):
+    """Ray's memory monitor, and machines that go away, end actors by errors of their own."""
+    made.source(tmp_path / "data", HOURS)
+    error = getattr(ray.exceptions, kind)
+    worker = Worker(changed(tmp_path))
+    engine, real, asked = worker.engines[""], ray.get, []
+
+    def get(ref, timeout=None):
+        asked.append(ref)
+        if len(asked) == 2:
+            raise error.__new__(error)
+        return real(ref, timeout=timeout)
+
+    monkeypatch.setattr(ray, "get", get)
+    rows = list(engine.score(worker.chunks(5), "here"))
+    assert engine.restarts == 1
+    assert sum(len(r.rows) for r in rows) == 40
+    worker.close()
+
+
+def test_an_actor_that_always_dies_or_hangs_is_named(tmp_path, cluster, monkeypatch):
     made.source(tmp_path / "data", HOURS)
     worker = Worker(changed(tmp_path, "always_dies"))
     with pytest.raises(StreamError, match=r"hour=5.*died 3 times over the same rows"):
@@ -108,6 +161,7 @@ def test_an_actor_that_always_dies_or_hangs_is_named(tmp_path, cluster):
     hangs = {"arguments": {"path": str(tmp_path / "hung"), "what": "hang"}, "timeout": "100ms"}
     worker = Worker(changed(tmp_path, "once", **hangs))
     worker.engines[""].start_s = 3
+    monkeypatch.setattr(sys.modules[type(worker.engines[""]).__module__], "_READ_S", 1.0)
     with pytest.raises(TeacherTimeout, match=r"hour=5.*no answer within .* s, for 40 rows"):
         worker.run(ended=True)
     # The actor that hung is gone, and nothing was committed.
@@ -131,6 +185,37 @@ def test_ray_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(JobError, match=r"keras-exfm\[ray\]"):
         Worker(changed(tmp_path))
+
+
+TWO_WORKERS = """
+import pathlib, sys
+from keras_exfm.das import Worker
+from tests.das import made
+root = pathlib.Path(sys.argv[1])
+point = {"entry_point": "tests.das.teachers:linear", "workers": 1}
+join = {"memory_limit": "200MB", "threads": 1, "chunk_rows": 16}
+workers = []
+for name in ("one", "two"):
+    made.source(root / name / "data", range(5, 6))
+    workers.append(Worker(made.job(root / name, engine="ray", teacher=point, join=join)))
+    workers[-1].run()
+    made.source(root / name / "data", range(6, 7))
+    print(len(workers[-1].run()), flush=True)
+workers[0].close()
+made.source(root / "two" / "data", range(7, 8))
+print([(s.kind, s.hour) for s in workers[1].run()], flush=True)
+workers[1].close()
+"""
+
+
+@pytest.mark.slow
+def test_actors_of_a_cluster_that_another_worker_left_are_made_anew(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", TWO_WORKERS, str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "('score', 6)" in run.stdout.splitlines()[-1]
 
 
 OWN_CLUSTER = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -36,8 +36,10 @@ class Engine(Protocol):
 
     restarts: int
 
-    def score(self, chunks: Iterator[pa.Table], where: str) -> Iterator[Scored]:
+    def score(self, chunks: Iterator[pa.Table], where: str) -> Generator[Scored, None, None]:
         """Scores tables in their order; holds a bounded number of them.
+
+        Close what this returns if it is left before its end.
 
         Args:
             chunks: `example_id`, `timestamp` and the features.
@@ -54,7 +56,9 @@ class Engine(Protocol):
 class PartitionEngine(Protocol):
     """An engine whose teachers read the files of an hour themselves."""
 
-    def score_partition(self, part: Partition, columns: list[str], where: str) -> Iterator[Scored]:
+    def score_partition(
+        self, part: Partition, columns: list[str], where: str
+    ) -> Generator[Scored, None, None]:
         """Scores an hour's files, each row once, in any order."""
         ...
 
@@ -146,7 +150,7 @@ class InlineEngine:
         self.settings = settings
         self._runner: TeacherRunner | None = None
 
-    def score(self, chunks: Iterator[pa.Table], where: str) -> Iterator[Scored]:
+    def score(self, chunks: Iterator[pa.Table], where: str) -> Generator[Scored, None, None]:
         """Scores tables in their order."""
         if self._runner is None:
             self._runner = TeacherRunner(self.settings)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.connection import Connection
 
 import pyarrow as pa
@@ -50,17 +50,19 @@ class LocalEngine:
         """The processes' ids."""
         return [process.pid for process in self._processes]
 
-    def score(self, chunks: Iterator[pa.Table], where: str) -> Iterator[Scored]:
+    def score(self, chunks: Iterator[pa.Table], where: str) -> Generator[Scored, None, None]:
         """Scores tables in their order."""
-        while len(self._processes) < self.workers:
-            self._processes.append(_Process(self.settings, self.start_s))
-        for process in self._processes:
-            process.forget()
+        if any(process.asked for process in self._processes):
+            # A call before was left and not closed: its answers are nobody's.
+            self.close()
+        processes = self._processes
+        while len(processes) < self.workers:
+            processes.append(_Process(self.settings, self.start_s))
         waiting: collections.deque[_Process] = collections.deque()
         turn = 0
         try:
             for chunk in chunks:
-                process = self._processes[turn % self.workers]
+                process = processes[turn % self.workers]
                 turn += 1
                 if len(waiting) == 2 * self.workers:
                     yield self._answer(waiting.popleft(), where)
@@ -69,15 +71,18 @@ class LocalEngine:
             while waiting:
                 yield self._answer(waiting.popleft(), where)
         except BaseException:
-            # What is still on the way is nobody's.
-            self.close()
+            # What is still on the way is nobody's. Another call may have processes of its own.
+            for process in processes:
+                process.end()
+            if self._processes is processes:
+                self._processes = []
             raise
 
     def close(self) -> None:
         """Ends the processes."""
-        for process in self._processes:
+        processes, self._processes = self._processes, []
+        for process in processes:
             process.end()
-        self._processes = []
 
     def _answer(self, process: _Process, where: str) -> Scored:
         for _ in range(_DEATHS):
@@ -102,6 +107,10 @@ class _Process:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def asked(self) -> bool:
+        return bool(self._sent)
 
     def send(self, chunk: pa.Table, where: str) -> None:
         sink = pa.BufferOutputStream()
@@ -143,11 +152,6 @@ class _Process:
                     f"{where}: the process that scores gave no answer within {limit:.0f} s, for "
                     f"{rows} rows; it was ended."
                 )
-
-    def forget(self) -> None:
-        if self._sent:
-            self.restart()
-            self._sent.clear()
 
     def restart(self) -> int | None:
         code = self.end()

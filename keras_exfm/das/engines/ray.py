@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ from keras_exfm.streaming.partitions import Partition
 _DEATHS = 3
 # A cluster may have to bring up a machine first.
 _START_S = 1800.0
+# The actor reads the rows itself.
+_READ_S = 60.0
 
 
 class RayEngine:
@@ -65,7 +68,7 @@ class RayEngine:
         self._ours = False
         self._members: list[_Member] = []
 
-    def score(self, chunks: Iterator[pa.Table], where: str) -> Iterator[Scored]:
+    def score(self, chunks: Iterator[pa.Table], where: str) -> Generator[Scored, None, None]:
         """Scores tables in their order."""
         self.connect()
 
@@ -75,7 +78,9 @@ class RayEngine:
 
         yield from self._scored(tasks(), where)
 
-    def score_partition(self, part: Partition, columns: list[str], where: str) -> Iterator[Scored]:
+    def score_partition(
+        self, part: Partition, columns: list[str], where: str
+    ) -> Generator[Scored, None, None]:
         """Scores an hour's files, a row group at a time."""
         self.connect()
         shared = self._ray.put(part)
@@ -94,7 +99,7 @@ class RayEngine:
 
     def close(self) -> None:
         """Ends the actors, and leaves the cluster if this engine joined it."""
-        self._end_actors()
+        self._end_actors(self._members)
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
         self._ours = False
@@ -107,6 +112,8 @@ class RayEngine:
         """
         if self._ray.is_initialized():
             return
+        # They were of a cluster that another engine of this process has left.
+        self._members = []
         names = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
         self._ray.init(
             log_to_driver=False,
@@ -117,13 +124,17 @@ class RayEngine:
         self._ours = True
 
     def _scored(self, tasks: Iterable[_Task], where: str) -> Iterator[Scored]:
-        while len(self._members) < self.workers:
-            self._members.append(_Member(self._actor()))
+        if any(member.sent for member in self._members):
+            # A call before was left and not closed: its answers are nobody's.
+            self._end_actors(self._members)
+        members = self._members
         waiting: collections.deque[_Member] = collections.deque()
         turn = 0
         try:
+            while len(members) < self.workers:
+                members.append(_Member(self._actor()))
             for task in tasks:
-                member = self._members[turn % self.workers]
+                member = members[turn % self.workers]
                 turn += 1
                 if len(waiting) == 2 * self.workers:
                     yield from self._answer(waiting.popleft(), where)
@@ -131,13 +142,22 @@ class RayEngine:
                 waiting.append(member)
             while waiting:
                 yield from self._answer(waiting.popleft(), where)
-        except BaseException:
+        except BaseException as error:
             # What is still on the way is nobody's.
-            self._end_actors()
+            self._end_actors(members)
+            if isinstance(error, self._ray.exceptions.RayError):
+                raise _explained(error, where) from error
             raise
 
     def _answer(self, member: _Member, where: str) -> Iterator[Scored]:
         errors = self._ray.exceptions
+        # Short of memory, or on a machine that went away: as good as dead.
+        deaths = (
+            errors.RayActorError,
+            errors.OutOfMemoryError,
+            errors.NodeDiedError,
+            errors.ObjectLostError,
+        )
         task = member.sent[0][0]
         for _ in range(_DEATHS):
             limit = self._limit(task.rows) + (0 if member.answered else self.start_s)
@@ -148,12 +168,11 @@ class RayEngine:
                     f"{where}: the actor that scores gave no answer within {limit:.0f} s, for "
                     f"{task.rows} rows; it was ended."
                 ) from error
-            except errors.RayActorError as error:
+            except deaths as error:
                 self.restarts += 1
+                self._kill(member)
                 member.replace(self._actor())
                 last = error
-            except errors.RayError as error:
-                raise _explained(error, where) from error
             else:
                 member.sent.popleft()
                 member.answered = True
@@ -168,18 +187,24 @@ class RayEngine:
     def _limit(self, rows: int) -> float:
         """Seconds; the teacher has its own limit, this one is for what it cannot interrupt."""
         teacher = json.loads(self.settings)["teacher"]
-        batches = max(1, -(-rows // int(teacher["batch_size"])))
-        return 5 + 2 * float(teacher["timeout"]) / 1000 * batches
+        batches = max(1, -(-rows // min(int(teacher["batch_size"]), self.chunk_rows)))
+        return _READ_S + 2 * float(teacher["timeout"]) / 1000 * batches
 
     def _actor(self) -> Any:
         # Ray's default asks for a processor to be placed and holds none: teachers take turns.
         made = self._ray.remote(_Actor).options(scheduling_strategy="SPREAD")
         return made.remote(self.settings)
 
-    def _end_actors(self) -> None:
-        members, self._members = self._members, []
-        if self._ray.is_initialized():
-            for member in members:
+    def _end_actors(self, members: list[_Member]) -> None:
+        for member in members:
+            self._kill(member)
+        if self._members is members:
+            self._members = []
+
+    def _kill(self, member: _Member) -> None:
+        # One of a cluster that was left is gone, and its handle means nothing to the next.
+        with contextlib.suppress(Exception):
+            if self._ray.is_initialized():
                 self._ray.kill(member.actor)
 
 

@@ -49,7 +49,8 @@ class Sweep:
     with the first seed: the search starts at the pair of the next smaller configuration of the
     model (the smallest at the middle of both lists) and goes to the best neighbour on the grid
     while one is better (a pair whose NE is not finite gives way to the lowest rates whose is).
-    Choices are kept in `folder/chosen`; with other lists or hours a run chooses anew.
+    Choices are kept in `folder/chosen`; with other lists or hours a run chooses anew, and sweeps
+    with and without `clip_row_norm` may share a folder.
 
     Args:
         folder: Where the runs are kept.
@@ -125,21 +126,24 @@ class Sweep:
         """All runs that are there, at the rates that were chosen, by size."""
         found = []
         for file in sorted(self.folder.glob("chosen/*.json")):
-            rates = _Rates(**json.loads(file.read_text())["rates"])
-            runs = self.folder.glob(f"runs/{file.stem}-{self._name(rates)}-seed*.json")
+            choice = json.loads(file.read_text())
+            if choice["grid"].get("clip_row_norm") != self.clip_row_norm:
+                continue
+            rates, key = _Rates(**choice["rates"]), file.stem.removesuffix(self._clip)
+            runs = self.folder.glob(f"runs/{key}-{rates.name}{self._clip}-seed*.json")
             found += [json.loads(run.read_text()) for run in sorted(runs)]
         found = [r for r in found if seeds is None or r["seed"] in seeds]
         return sorted(found, key=lambda r: (r["cost"]["training_flops"], r["name"], r["seed"]))
 
     def _chosen(self, each: Configuration, seed: int, start: _Rates | None) -> _Rates:
-        file = self.folder / "chosen" / f"{each.key}.json"
-        grid = {
+        file = self.folder / "chosen" / f"{each.key}{self._clip}.json"
+        grid: dict[str, Any] = {
             "table_learning_rates": list(self.table_learning_rates),
             "learning_rates": list(self.learning_rates),
             "hours": list(self.choosing_hours),
         }
         if self.clip_row_norm is not None:
-            grid["clip_row_norm"] = [self.clip_row_norm]
+            grid["clip_row_norm"] = self.clip_row_norm
         if file.exists():
             there = json.loads(file.read_text())
             if there["grid"] == grid:
@@ -183,9 +187,10 @@ class Sweep:
         replace_json(file, {"rates": dataclasses.asdict(rates), "grid": grid})
         return rates
 
-    def _name(self, rates: _Rates) -> str:
-        """What tells runs of a configuration apart, but for the seed."""
-        return rates.name + ("" if self.clip_row_norm is None else f"-clip{self.clip_row_norm:g}")
+    @property
+    def _clip(self) -> str:
+        """What tells files of clipped runs from others."""
+        return "" if self.clip_row_norm is None else f"-clip{self.clip_row_norm:g}"
 
     def _choosing_run(self, each: Configuration, seed: int, rates: _Rates) -> Record:
         first, last = self.choosing_hours
@@ -200,7 +205,7 @@ class Sweep:
         metrics_from: int,
         kind: str,
     ) -> Record:
-        file = self.folder / kind / f"{each.key}-{self._name(rates)}-seed{seed}.json"
+        file = self.folder / kind / f"{each.key}-{rates.name}{self._clip}-seed{seed}.json"
         if file.exists():
             return json.loads(file.read_text())
         keras.utils.clear_session()
