@@ -215,7 +215,7 @@ def test_actors_of_a_cluster_that_another_worker_left_are_made_anew(tmp_path):
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    assert "('score', 6)" in run.stdout.splitlines()[-1]
+    assert "('score', 7)" in run.stdout.splitlines()[-1]
 
 
 OWN_CLUSTER = """
