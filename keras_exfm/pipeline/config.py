@@ -96,6 +96,8 @@ class Network(_Strict):
     """Adam, for the dense part."""
     table_learning_rate: PositiveFloat = 0.05
     """Row-wise Adagrad, for the embedding tables."""
+    clip_row_norm: PositiveFloat | None = None
+    """Largest norm of a row's gradient (docs/tuning.md); no clipping if left out."""
 
 
 class Teacher(Network):

@@ -35,7 +35,9 @@ def network(settings: Network, schema: Schema) -> keras.Model:
     unknown = sorted(set(settings.options) - known)
     if unknown:
         raise ConfigError(f"{settings.model} has no options {unknown}. It has: {sorted(known)}")
-    table_optimizer = RowwiseAdagrad(settings.table_learning_rate)
+    table_optimizer = RowwiseAdagrad(
+        settings.table_learning_rate, clip_row_norm=settings.clip_row_norm
+    )
     build: Any = cls
     return build(schema, optimizer=table_optimizer, **settings.options)
 

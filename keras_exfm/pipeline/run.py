@@ -158,7 +158,7 @@ class Run:
         fixed = self._fixed()
         if note.exists():
             held = json.loads(note.read_text())
-            changed = sorted(key for key in fixed if held.get(key) != fixed[key])
+            changed = sorted(key for key in fixed if _given(held.get(key)) != _given(fixed[key]))
             if changed:
                 raise ConfigError(
                     f"{self.directory} holds a run with other settings for {changed}. Choose "
@@ -170,7 +170,7 @@ class Run:
     def _fixed(self) -> dict[str, Any]:
         """What must not change while a run goes on: all that stream and teacher depend on."""
         whole = self.config.model_dump(mode="json")
-        del whole["teacher"]["batch_size"]
+        del whole["teacher"]["batch_size"]  # It is part of `batch_size`, below.
         # Comparing the files' sums changes nothing in what is made from them.
         whole["data"].get("options", {}).pop("check", None)
         return {
@@ -445,6 +445,13 @@ def _table_parameters(model: Any) -> int:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower() or "student"
+
+
+def _given(value: Any) -> Any:
+    """Settings without those that are left out: an earlier version may not know them yet."""
+    if isinstance(value, dict):
+        return {key: _given(each) for key, each in value.items() if each is not None}
+    return value
 
 
 def _write(path: Path, value: Any) -> None:

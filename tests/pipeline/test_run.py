@@ -199,6 +199,32 @@ def test_rows_of_a_teachers_step(finished, tmp_path, monkeypatch, own, used):
     assert seen == ([used] * 2 if own else [used])
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on(finished, tmp_path, monkeypatch):
+    made = []
+
+    def train_hour(model, *args, **kwargs):
+        made.append(model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "train_hour", train_hour)
+    changed = tree(data={"source": "prepared", "path": str(finished[1] / "data")})
+    with pytest.raises(KeyboardInterrupt):
+        Run(parse(changed), tmp_path / "run").execute()
+    note = tmp_path / "run" / "run.json"
+    held = json.loads(note.read_text())
+    assert held["teacher"].pop("clip_row_norm") is None
+    note.write_text(json.dumps(held))
+    with pytest.raises(KeyboardInterrupt):
+        Run(parse(changed), tmp_path / "run").execute()
+    changed["teacher"]["clip_row_norm"] = 0.25
+    with pytest.raises(ConfigError, match="other settings"):
+        Run(parse(changed), tmp_path / "run").execute()
+    with pytest.raises(KeyboardInterrupt):
+        Run(parse(changed), tmp_path / "run", fresh=True).execute()
+    tables = [next(x for x in model.layers if x.name == "feature-embedding") for model in made]
+    assert [table.optimizer.clip_row_norm for table in tables] == [None, None, 0.25]
+
+
 def test_another_teacher_in_the_same_folder_is_refused(finished):
     _, folder, _ = finished
     changed = tree()
