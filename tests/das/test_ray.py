@@ -104,11 +104,13 @@ def test_an_hour_that_could_not_be_written_leaves_no_answers_behind(tmp_path, cl
     made.in_row_groups(tmp_path / "data", 5)
     calls = made.failing_write(monkeypatch)
     worker = Worker(changed(tmp_path))
-    with pytest.raises(StreamError, match="No space left"):
+    # Held, as a caller may: with its traceback it keeps alive what was under way.
+    with pytest.raises(StreamError, match="No space left") as held:
         worker.run(ended=True)
     assert len(calls) == 1
     worker.run(ended=True)
     worker.close()
+    assert held.value is not None
     rows = made.contents(tmp_path / "out" / "predictions")
     assert rows.keys() == {row["example_id"] for row in shown}
     for row in shown:
