@@ -162,7 +162,7 @@ def test_sweep_runs_each_once_and_goes_on(tmp_path):
     assert len(lines) == 5
 
     # Clipped rows are other runs, chosen by themselves.
-    clipped = sweep(clip_row_norm=1e-6)
+    clipped = sweep(clip_row_norm=1e-6, table_learning_rates=(0.1,))
     (other,) = clipped.choose(wanted[:1])
     assert other["clip_row_norm"] == 1e-6
     assert other["figures"]["ne"] != chosen[1]["figures"]["ne"]
