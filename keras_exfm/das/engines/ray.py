@@ -83,9 +83,9 @@ class RayEngine:
     ) -> Generator[Scored, None, None]:
         """Scores an hour's files, a row group at a time."""
         self.connect()
-        shared = self._ray.put(part)
 
         def tasks() -> Iterator[_Task]:
+            shared = self._ray.put(part)
             for file in part.files:
                 with part.filesystem.open_input_file(file) as source:
                     groups = pq.ParquetFile(source).metadata
