@@ -187,12 +187,19 @@ def test_sweep_runs_each_once_and_goes_on(tmp_path):
 
 
 def test_each_size_has_its_own_rates(tmp_path, monkeypatch):
-    """The search walks to the best neighbour on the grid, from where the smaller size ended."""
+    """Two walks to the best neighbour on the grid: from the middle and from the smaller's end."""
     stream = streams.write(tmp_path / "labelled", hours=4)
-    wanted = [Configuration.of("FM", streams.schema(), {"dim": d}) for d in (4, 2)]
+    wanted = [Configuration.of("FM", streams.schema(), {"dim": d}) for d in (4, 8, 2)]
     tables, dense = (0.01, 0.1, 1.0, 10.0), (1e-4, 1e-3, 1e-2)
-    best = {2: (0.01, 1e-4), 4: (0.01, 1e-2)}
+    middle = (1.0, 1e-3)
+    best = {2: (0.01, 1e-4), 4: (1.0, 1e-2), 8: (0.1, 1e-2)}
+    # No neighbour is better there, but the best pair is: first where the walk from the smaller
+    # size's pair begins, then where the other one does.
+    traps = {2: best[2], 4: best[2], 8: middle}
     tried = []
+
+    def distance(rates, place):
+        return abs(np.log10(rates.table / place[0])) + abs(np.log10(rates.dense / place[1]))
 
     def run(self, each, seed, rates, hours, metrics_from, kind):
         dim = each.options["dim"]
@@ -200,8 +207,8 @@ def test_each_size_has_its_own_rates(tmp_path, monkeypatch):
             tried.append((dim, rates.table, rates.dense))
             assert hours == (streams.FIRST, streams.FIRST + 1)
             assert metrics_from == streams.FIRST + 1
-        far = abs(np.log10(rates.table / best[dim][0])) + abs(np.log10(rates.dense / best[dim][1]))
-        ne = np.nan if rates.table == 10.0 else 0.8 + far
+        ne = min(0.8 + distance(rates, best[dim]), 0.85 + distance(rates, traps[dim]))
+        ne = np.nan if rates.table == 10.0 else ne
         replace_json(
             self.folder / kind / f"{each.key}-{rates.name}-seed{seed}.json",
             {"figures": {"ne": ne}, "cost": {"training_flops": each.cost.training_flops}, "seed": 1,
@@ -214,11 +221,11 @@ def test_each_size_has_its_own_rates(tmp_path, monkeypatch):
         tmp_path / "sweep", stream, tables, dense, batch_size=96, metrics_from=streams.FIRST + 2
     )
     sweep.run(wanted)
-    assert [r["rates"] for r in sweep.records()] == [list(best[2]), list(best[4])]
-    # The smaller size starts in the middle, the larger one where the smaller ended.
-    assert tried[0] == (2, 1.0, 1e-3)
-    assert next(t for t in tried if t[0] == 4) == (4, *best[2])
-    assert len(tried) == len(set(tried)) < 2 * len(tables) * len(dense)
+    assert [r["rates"] for r in sweep.records()] == [list(best[d]) for d in (2, 4, 8)]
+    assert [next(t for t in tried if t[0] == d) for d in (2, 4, 8)] == [
+        (d, *middle) for d in (2, 4, 8)
+    ]
+    assert len(tried) == len(set(tried)) < 3 * len(tables) * len(dense)
 
 
 @pytest.mark.parametrize("finite", [True, False])

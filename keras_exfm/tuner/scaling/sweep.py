@@ -46,9 +46,10 @@ class Sweep:
 
     Learning rates decide much, and the best ones differ between models and between sizes of one
     model. If several are given, each configuration's own pair is chosen by NE on `choosing_hours`
-    with the first seed: the search starts at the pair of the next smaller configuration of the
-    model (the smallest at the middle of both lists) and goes to the best neighbour on the grid
-    while one is better (a pair whose NE is not finite gives way to the lowest rates whose is).
+    with the first seed: a walk on the grid goes to the best neighbour while one is better, once
+    from the middle of both lists and once from the pair of the next smaller configuration of the
+    model, and the better end is taken (where the NE at the middle is not finite, the lowest rates
+    at which it is take its place).
     Choices are kept in `folder/chosen`; with other lists or hours a run chooses anew, and sweeps
     with and without `clip_row_norm` may share a folder.
 
@@ -141,6 +142,9 @@ class Sweep:
             "table_learning_rates": list(self.table_learning_rates),
             "learning_rates": list(self.learning_rates),
             "hours": list(self.choosing_hours),
+            # Choices made by one walk alone are not kept: from a smaller model's pair it may end
+            # in a corner that is far from the best.
+            "walks": 2,
         }
         if self.clip_row_norm is not None:
             grid["clip_row_norm"] = self.clip_row_norm
@@ -167,9 +171,12 @@ class Sweep:
                 (p for p in near if 0 <= p[0] < len(tables) and 0 <= p[1] < len(dense)), key=quality
             )
 
+        def walk(place: tuple[int, int]) -> tuple[int, int]:
+            while (following := better(place)) != place:
+                place = following
+            return place
+
         place = (len(tables) // 2, len(dense) // 2)
-        if start is not None:
-            place = tables.index(start.table), dense.index(start.dense)
         if len(tables) * len(dense) > 1:
             if math.isinf(quality(place)):
                 # None of its neighbours need be better: begin where training is sure to be stable.
@@ -181,8 +188,10 @@ class Sweep:
                         f"{each.name} ({each.cost.training_flops:,} FLOPs): the NE is finite at no "
                         f"pair of rates. Received: {grid}"
                     )
-            while (following := better(place)) != place:
-                place = following
+            starts = [place]
+            if start is not None:
+                starts.append((tables.index(start.table), dense.index(start.dense)))
+            place = min(map(walk, starts), key=quality)
         rates = _Rates(tables[place[0]], dense[place[1]])
         replace_json(file, {"rates": dataclasses.asdict(rates), "grid": grid})
         return rates
