@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_exfm.layers import _checks
+from keras_exfm.layers._column_products import column_products
 from keras_exfm.layers._columns import mix_columns
 from keras_exfm.layers._initializers import clone_initializer
 from keras_exfm.layers._mlp import MLP
@@ -215,7 +216,7 @@ class FactorizationMachineBlock(keras.layers.Layer):
             y = ops.reshape(y, (-1, n, self.rank)) + ops.convert_to_tensor(self.projection)
             projected = ops.matmul(columns, y)
         # (X^T Y)^T X^T, the transpose of X X^T Y: both factors are read as they lie.
-        return ops.matmul(ops.transpose(projected, (0, 2, 1)), columns)
+        return column_products(projected, columns)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """`(batch, n_out, dim)`."""
