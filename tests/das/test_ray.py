@@ -168,7 +168,9 @@ def test_an_actor_that_always_dies_or_hangs_is_named(tmp_path, cluster, monkeypa
         worker.run(ended=True)
     # The actor that hung is gone, and nothing was committed.
     assert not list((tmp_path / "out" / "predictions").rglob("*.parquet"))
+    # A slow machine may take longer than that over what does not hang.
     worker.engines[""].start_s = 60
+    monkeypatch.undo()
     assert len(worker.run(ended=True)) > len(HOURS)
 
 
