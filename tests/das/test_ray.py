@@ -160,8 +160,11 @@ def test_an_actor_that_always_dies_or_hangs_is_named(tmp_path, cluster, monkeypa
     with pytest.raises(StreamError, match=r"hour=5.*died 3 times over the same rows"):
         worker.run(ended=True)
     assert worker.engines[""].restarts == 3
-    hangs = {"arguments": {"path": str(tmp_path / "hung"), "what": "hang"}, "timeout": "100ms"}
-    worker = Worker(changed(tmp_path, "once", **hangs))
+    # It hangs until the file says otherwise: an actor may have no time to begin before its limit.
+    seconds = tmp_path / "seconds"
+    seconds.write_text("600")
+    hangs = {"arguments": {"path": str(seconds)}, "timeout": "100ms"}
+    worker = Worker(changed(tmp_path, "slow", **hangs))
     worker.engines[""].start_s = 3
     monkeypatch.setattr(sys.modules[type(worker.engines[""]).__module__], "_READ_S", 1.0)
     with pytest.raises(TeacherTimeout, match=r"hour=5.*no answer within .* s, for 40 rows"):
@@ -169,6 +172,7 @@ def test_an_actor_that_always_dies_or_hangs_is_named(tmp_path, cluster, monkeypa
     # The actor that hung is gone, and nothing was committed.
     assert not list((tmp_path / "out" / "predictions").rglob("*.parquet"))
     # A slow machine may take longer than that over what does not hang.
+    seconds.write_text("0")
     worker.engines[""].start_s = 60
     monkeypatch.undo()
     assert len(worker.run(ended=True)) > len(HOURS)
