@@ -82,12 +82,17 @@ def calibrated(choose, test):
 
 
 def predict(model, part):
-    return model.predict(part.features, batch_size=8192, verbose=0)[:, 0].astype("float64")
+    from keras_exfm.datasets import in_memory
+
+    rows = in_memory(part.features, batch_size=8192)
+    return model.predict(rows, verbose=0)[:, 0].astype("float64")
 
 
 def fit(model, train, choose, say):
     """Trains by the protocol; leaves the best epoch's weights in the model."""
     import keras
+
+    from keras_exfm.datasets import in_memory
 
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
@@ -127,14 +132,8 @@ def fit(model, train, choose, say):
             self.model.stop_training = self.waited >= PATIENCE
 
     protocol = Protocol()
-    model.fit(
-        train.features,
-        train.label,
-        batch_size=BATCH,
-        epochs=EPOCHS,
-        callbacks=[protocol],
-        verbose=0,
-    )
+    rows = in_memory(train.features, train.label, batch_size=BATCH, shuffle=True)
+    model.fit(rows, epochs=EPOCHS, callbacks=[protocol], verbose=0)
     return protocol
 
 

@@ -5,6 +5,7 @@ from keras_exfm.datasets._formats import FORMATS
 from keras_exfm.datasets._registry import DATASETS, prepare
 from keras_exfm.datasets._writing import Progress
 from keras_exfm.datasets.checksum import Checksum
+from keras_exfm.datasets.in_memory import in_memory
 from keras_exfm.datasets.public_table import PublicTable
 from keras_exfm.datasets.synthetic import SyntheticAds
 
@@ -16,5 +17,6 @@ __all__ = [
     "PublicTable",
     "SyntheticAds",
     "globo",
+    "in_memory",
     "prepare",
 ]

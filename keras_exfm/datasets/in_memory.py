@@ -1,0 +1,119 @@
+"""Batches of arrays that lie in memory, without the thread that `fit` and `predict` wait for."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_exfm.streaming.reader import without_autotune
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def in_memory(
+    features: Any,
+    label: Any = None,
+    weight: Any = None,
+    *,
+    batch_size: int = 4096,
+    shuffle: bool = False,
+    seed: int | None = None,
+) -> tf.data.Dataset:
+    """Arrays as a `tf.data` dataset for `fit`, `evaluate` and `predict`, on either backend.
+
+    Given arrays themselves, Keras on TensorFlow reads them through a `tf.data` pipeline that tunes
+    itself, and so does a pipeline of one's own that does not say otherwise. At the end of an epoch,
+    and of `predict`, its iterator is destroyed, which often waits until the tuning thread wakes up:
+    10, 30, 70, 150 ... ms after the start, each wait twice as long as the one before. So an epoch
+    can take up to twice its time, idle. This dataset has nothing to tune.
+
+    JAX does not read arrays through `tf.data`; there the arrays themselves do as well.
+
+    Args:
+        features: Array, or a structure of arrays such as the dict that `Schema.encode` gives; all
+            with the same number of rows, at least one.
+        label: Array or structure of arrays. Defaults to `None`: a dataset for `predict`.
+        weight: Array of sample weights. Defaults to `None`: all weigh the same.
+        batch_size: Rows of a batch; the last one has what is left. Defaults to `4096`.
+        shuffle: Whether every pass has a new order. Defaults to `False`.
+        seed: Seed of the orders. Defaults to `None`: a number from Python's own generator, which
+            `keras.utils.set_random_seed` sets.
+
+    Returns:
+        Batches of `features`, `(features, label)` or `(features, label, weight)`. The arrays are
+        copied into tensors once, at the call.
+
+    Raises:
+        ValueError: For arrays of unequal length, without rows or without a row axis, a weight
+            without a label, or a `batch_size` below 1.
+
+    Example:
+
+    >>> import numpy as np
+    >>> rows = in_memory({"ad": np.arange(5)}, np.zeros(5), batch_size=2)
+    >>> [features["ad"].numpy().tolist() for features, label in rows]
+    [[0, 1], [2, 3], [4]]
+    """
+    import tensorflow as tf
+
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` should be at least 1. Received: batch_size={batch_size!r}")
+    if weight is not None and label is None:
+        raise ValueError("`weight` needs a `label`. Received: a weight and label=None")
+    parts = {"features": features, "label": label, "weight": weight}
+    given = {name: part for name, part in parts.items() if part is not None}
+    count = _rows(given)
+    arrays = tuple(given.values()) if len(given) > 1 else features
+    if seed is None:
+        seed = random.randrange(1 << 31)
+
+    # As an element of a dataset, not as a constant of the function that slices: a graph with all
+    # of the data in it would be copied at each trace.
+    whole = tf.data.Dataset.from_tensors(keras.tree.map_structure(tf.convert_to_tensor, arrays))
+    if shuffle:
+
+        def order(number: Any) -> Any:
+            rows = tf.random.experimental.stateless_shuffle(
+                tf.range(count, dtype=tf.int64), [seed, number]
+            )
+            return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+
+        passes = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+        rows = passes.flat_map(order)
+        take = tf.gather
+    else:
+        rows = tf.data.Dataset.range(0, count, batch_size)
+
+        def take(column: Any, first: Any) -> Any:
+            return column[first : first + batch_size]
+
+    batches = tf.data.Dataset.zip((rows, whole.repeat())).map(
+        lambda at, part: keras.tree.map_structure(lambda column: take(column, at), part)
+    )
+    batches = batches.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
+    return without_autotune(batches.prefetch(2))
+
+
+def _rows(given: dict[str, Any]) -> int:
+    """The number of rows that all arrays have."""
+    counts: dict[str, int] = {}
+    for name, part in given.items():
+        for path, array in keras.tree.flatten_with_path(part):
+            shape = np.shape(array)
+            where = name + "".join(f"[{key!r}]" for key in path)
+            if not shape:
+                raise ValueError(f"{where} should have rows. Received: {array!r}")
+            counts[where] = shape[0]
+    if not counts:
+        raise ValueError(f"`features` should hold at least one array. Received: {given}")
+    if len(set(counts.values())) != 1:
+        found = ", ".join(f"{where} {count}" for where, count in counts.items())
+        raise ValueError(f"All arrays should have the same number of rows. Received: {found}")
+    count = next(iter(counts.values()))
+    if count == 0:
+        raise ValueError(f"Arrays should have at least one row. Received: none in {list(counts)}")
+    return count
