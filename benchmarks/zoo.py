@@ -133,7 +133,7 @@ def fit(model, train, choose, say):
 
     protocol = Protocol()
     rows = in_memory(train.features, train.label, batch_size=BATCH, shuffle=True)
-    model.fit(rows, epochs=EPOCHS, callbacks=[protocol], verbose=0)
+    model.fit(rows, epochs=EPOCHS, callbacks=[protocol], shuffle=False, verbose=0)
     return protocol
 
 

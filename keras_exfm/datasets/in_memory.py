@@ -33,6 +33,8 @@ def in_memory(
 
     JAX does not read arrays through `tf.data`; there the arrays themselves do as well.
 
+    Give `fit` its own `shuffle=False`, or Keras warns that it leaves the order to the dataset.
+
     Args:
         features: Array, or a structure of arrays such as the dict that `Schema.encode` gives; all
             with the same number of rows, at least one.
