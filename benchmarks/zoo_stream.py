@@ -7,11 +7,13 @@ of days 4 to 10. Every model has every feature of the stream, MLPs of (128, 64) 
 (Wukong's are (128,)), Adam for its dense weights and row-wise Adagrad with `clip_row_norm` for its
 tables. Both learning rates are chosen for each model with embeddings of 16 and of 32 numbers, then
 the size, by the NE of days 2 and 3 with the first seed (`keras_exfm.tuner.scaling.Sweep`). Runs
-that are recorded in `FOLDER/zoo` are not repeated. Writes `globo.json` and `globo.md` to
+that are recorded in `FOLDER/zoo` are not repeated. `--add` keeps what is recorded of other models,
+if it is of the same data and settings. Writes `globo.json` and `globo.md` to
 benchmarks/results/zoo/. Negatives are sampled, see `keras_exfm.datasets.globo`.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -64,6 +66,7 @@ def arguments():
     parser.add_argument("--models", default=",".join(SETTINGS))
     parser.add_argument("--backend", default="tensorflow", choices=["jax", "tensorflow"])
     parser.add_argument("--user-fraction", type=float, default=0.15)
+    parser.add_argument("--add", action="store_true", help="to the record, not in its place")
     options = parser.parse_args()
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.models = options.models.split(",")
@@ -135,6 +138,23 @@ def table(runs):
     return "\n".join(lines)
 
 
+def kept(same, options):
+    """What is recorded of models that are not run now; refused if it is of something else."""
+    path = RESULTS / "globo.json"
+    if not path.exists():
+        return None
+    before = json.loads(path.read_text())
+    expected, settings = json.loads(json.dumps([same, SETTINGS]))
+    others = {r["model"] for r in before["runs"]} - set(options.models)
+    wrong = [key for key in expected if before[key] != expected[key]]
+    wrong += [f"settings of {m}" for m in others if before["settings"][m] != settings[m]]
+    if wrong:
+        raise SystemExit(f"--add: {path} is of other {', '.join(wrong)}; run all models again.")
+    for key in ("runs", "search"):
+        before[key] = [r for r in before[key] if r["model"] in others]
+    return before
+
+
 def main():
     options = arguments()
     os.environ["KERAS_BACKEND"] = options.backend
@@ -142,6 +162,16 @@ def main():
     from keras_exfm.tuner import scaling
 
     info = prepare(options)
+    same = {
+        "batch": BATCH,
+        "clip_row_norm": CLIP,
+        "dims": DIMS,
+        "table_rates": TABLE_RATES,
+        "dense_rates": DENSE_RATES,
+        "data": data_of(info),
+        "versions": keras_versions(),
+    }
+    before = kept(same, options) if options.add else None
     sweep = scaling.Sweep(
         options.out / "zoo" / options.backend,
         options.out / "labelled",
@@ -170,16 +200,15 @@ def main():
     )
     if options.models != list(SETTINGS):
         command += f" --models {','.join(options.models)}"
+    if options.add:
+        command += " --add"
+    if before:
+        command = f"{before['command']}\n{command}"
+        runs, tried = before["runs"] + runs, before["search"] + tried
     about = {
         "command": command,
         "settings": SETTINGS,
-        "batch": BATCH,
-        "clip_row_norm": CLIP,
-        "dims": DIMS,
-        "table_rates": TABLE_RATES,
-        "dense_rates": DENSE_RATES,
-        "data": data_of(info),
-        "versions": keras_versions(),
+        **same,
         "cores": os.cpu_count(),
         "runs": runs,
         "search": tried,
@@ -188,7 +217,7 @@ def main():
     text = [
         "# Globo: single pass",
         "",
-        f"    {command}",
+        *(f"    {line}" for line in command.splitlines()),
         "",
         info.description,
         "",
