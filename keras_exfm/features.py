@@ -374,10 +374,13 @@ class Schema:
         """Checks raw columns and turns them into what the model's inputs take.
 
         Ids become int32; strings and 64-bit ids of `hashed` and dynamic features are folded to 32
-        bits (`fold_ids`). Extra columns are dropped.
+        bits (`fold_ids`). A null (`None`, or `NaN` among strings) is a missing id, -1. Rows of a
+        `MultiHot` may be lists of any length up to its own: -1 fills them up. Extra columns are
+        dropped.
 
         Args:
-            batch: Feature name -> array-like with one row per example.
+            batch: Feature name -> array-like with one row per example: an array, a list, a column
+                of pandas or Arrow.
 
         Returns:
             Feature name -> array of the input's dtype and shape; the array that was given, where
@@ -392,11 +395,14 @@ class Schema:
         >>> schema = Schema([Categorical("user", 100), Numeric("age")])
         >>> schema.encode({"user": [3, 99], "age": [0.5, 1.0]})["user"].dtype
         dtype('int32')
+        >>> words = Schema([MultiHot("words", 100, length=3, hashed=True)])
+        >>> words.encode({"words": [["red", "shoes"], None]})["words"].tolist()
+        [[95939479, 1608189340, -1], [-1, -1, -1]]
         """
         missing = [name for name in self.names if name not in batch]
         if missing:
             raise SchemaError(f"Missing columns {missing}. Received columns: {sorted(batch)}")
-        encoded = {f.name: _encode_column(f, np.asarray(batch[f.name])) for f in self.features}
+        encoded = {f.name: _encode_column(f, _as_column(f, batch[f.name])) for f in self.features}
         sizes = {name: len(column) for name, column in encoded.items()}
         if len(set(sizes.values())) > 1:
             raise SchemaError(f"Columns should have the same number of rows. Received: {sizes}")
@@ -408,10 +414,11 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
 
     Integers that fit in int32 stay as they are (so a model fed with int32 directly sees the same
     ids); larger ones become `murmur3_fmix64(id)`'s low 31 bits; strings take the first eight bytes
-    of BLAKE2b and the same path.
+    of BLAKE2b and the same path. Nulls of an object array become -1.
 
     Args:
-        ids: Array of integers or strings.
+        ids: Array of integers or strings, or of objects that are either, or null: `None`, `NaN`, or
+            pandas' `NA`.
 
     Returns:
         int32 array of the same shape; ids that are int32 already come back as they are.
@@ -426,7 +433,12 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
     """
     if ids.dtype.kind not in "biuUOS":
         raise SchemaError(f"Expected integer or string ids. Received dtype {ids.dtype}")
-    if ids.dtype.kind in "UOS":
+    if ids.dtype.kind == "O":
+        null, known = _known(ids)
+        out = np.full(ids.shape, PADDING, np.int32)
+        out[~null] = fold_ids(known)
+        return out
+    if ids.dtype.kind in "US":
         import hashlib
 
         unique, inverse = np.unique(ids.astype(str), return_inverse=True)
@@ -454,6 +466,28 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
     return folded.reshape(ids.shape)
 
 
+def _known(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where an object array is null, and what is elsewhere: integers, or strings."""
+
+    def is_null(value: Any) -> bool:
+        if isinstance(value, (float, np.floating)):
+            return bool(np.isnan(value))
+        # By name: pandas is no dependency.
+        return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+    null = np.array([is_null(value) for value in ids.flat], bool).reshape(ids.shape)
+    known = ids[~null]
+    wrong = [v for v in known if not isinstance(v, (int, np.integer, str, bytes))]
+    if wrong:
+        raise SchemaError(f"Expected integer or string ids. Received {_plain(wrong[0])!r}")
+    if any(isinstance(value, (str, bytes)) for value in known):
+        return null, known.astype(str)
+    whole = np.array(known.tolist() or [0])[: len(known)]
+    if whole.dtype.kind not in "biu":
+        raise SchemaError(f"Expected ids of 64 bits. Received {max(known, key=abs)}")
+    return null, whole
+
+
 def _fold_block(ids: np.ndarray, signed: bool, folded: np.ndarray, scratch: np.ndarray) -> None:
     """Folds ids, given as their 64 bits, into `folded`."""
     one, other = scratch[:, : len(ids)]
@@ -479,13 +513,104 @@ def _fmix64(x: np.ndarray, out: np.ndarray, shifted: np.ndarray) -> None:
         np.bitwise_xor(out, shifted, out=out)
 
 
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _first_bad(feature: Feature, column: np.ndarray, bad: np.ndarray, expected: str) -> SchemaError:
     position = np.argwhere(bad)[0]
+    count = int(bad.sum())
     return SchemaError(
         f"Column {feature.name!r}: expected {expected}. "
-        f"Received {column[tuple(position)]!r} in row {int(position[0])} "
-        f"({int(bad.sum())} bad values in {len(column)} rows)."
+        f"Received {_plain(column[tuple(position)])!r} in row {int(position[0])} "
+        f"({count} bad value{'s' if count > 1 else ''} in {len(column)} rows)."
     )
+
+
+def _as_column(feature: Feature, values: Any) -> np.ndarray:
+    """What a caller has, as an array; lists of unequal length are filled up where they may be."""
+    try:
+        column = np.asarray(values)
+    except ValueError:
+        # Rows of unequal length.
+        column = np.fromiter(values, object, len(values))
+    if isinstance(feature, Categorical):
+        return column
+    if isinstance(values, (list, tuple)) and column.ndim == 2:
+        # Lists that happen to have one length are lists all the same.
+        column = np.fromiter(column, object, len(column))
+    if column.ndim != 1 or column.dtype.kind != "O":
+        return column
+    if isinstance(feature, Numeric):
+        if feature.size == 1:
+            return column
+        rows = [_row_of(feature.name, n, v, feature.size, "numbers") for n, v in enumerate(column)]
+        return np.stack(rows) if rows else np.empty((0, feature.size), np.float32)
+    rows = [_row_of(feature.name, n, v, feature.length, "ids") for n, v in enumerate(column)]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    known = [row for row in rows if len(row)]
+    ids = np.concatenate(known) if known else np.empty(0, np.int32)
+    if feature.hashed or feature.admit_after is not None:
+        ids = _fold_column(feature, ids)
+    padded = np.full((len(rows), feature.length), PADDING, ids.dtype)
+    padded[np.arange(feature.length) < lengths[:, None]] = ids
+    return padded
+
+
+def _row_of(name: str, row: int, value: Any, size: int, what: str) -> np.ndarray:
+    """A row's list as an array: at most `size` ids, or exactly `size` numbers."""
+    if what == "ids" and (value is None or (isinstance(value, float) and np.isnan(value))):
+        return np.empty(0, np.int32)
+    found = repr(_plain(value))
+    # Text has a length as well.
+    if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
+        array = np.asarray(value)
+        if array.ndim == 1 and (len(array) == size or (what == "ids" and len(array) < size)):
+            return array
+        found = f"a list of {len(value)}"
+    most = "at most " if what == "ids" else ""
+    raise SchemaError(
+        f"Column {name!r}: expected lists of {most}{size} {what}. Received {found} in row {row}."
+    )
+
+
+def _named(feature: Feature, error: SchemaError) -> SchemaError:
+    text = str(error)
+    return SchemaError(f"Column {feature.name!r}: {text[0].lower()}{text[1:]}")
+
+
+def _fold_column(feature: Feature, column: np.ndarray) -> np.ndarray:
+    if column.dtype.kind not in "iuUOS":
+        raise _not_ids(feature, column, "integer or string ids")
+    try:
+        return fold_ids(column)
+    except SchemaError as error:
+        raise _named(feature, error) from None
+
+
+def _not_ids(feature: Feature, column: np.ndarray, expected: str) -> SchemaError:
+    hint = ""
+    if column.dtype.kind == "f" and np.isnan(column).any():
+        hint = (
+            f" with {int(np.isnan(column).sum())} missing values, which make floats of integers: "
+            f"fill them with {PADDING}, then cast to integers"
+        )
+    return SchemaError(
+        f"Column {feature.name!r}: expected {expected}. Received dtype {column.dtype}{hint}"
+    )
+
+
+def _integers(feature: Feature, column: np.ndarray) -> np.ndarray:
+    """An object column of integers and nulls, with -1 for these."""
+    try:
+        null, known = _known(column)
+    except SchemaError as error:
+        raise _named(feature, error) from None
+    if known.dtype.kind not in "iu":
+        raise _not_ids(feature, known, "integer ids")
+    whole = np.full(column.shape, PADDING, np.int64)
+    whole[~null] = known
+    return whole
 
 
 def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
@@ -493,9 +618,9 @@ def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
     if isinstance(feature, Numeric) and feature.size == 1 and column.ndim == 2:
         column = column.squeeze(-1) if column.shape[1] == 1 else column
     if column.shape != shape:
+        expected = ", ".join(["rows", *map(str, feature.shape)]) + ("" if feature.shape else ",")
         raise SchemaError(
-            f"Column {feature.name!r}: expected shape (rows, *{feature.shape}). "
-            f"Received: {column.shape}"
+            f"Column {feature.name!r}: expected shape ({expected}). Received: {column.shape}"
         )
     if isinstance(feature, Numeric):
         if column.dtype.kind not in "fiub":
@@ -508,16 +633,11 @@ def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
             raise _first_bad(feature, column, bad, "finite numbers")
         return column
     if feature.hashed or feature.admit_after is not None:
-        if column.dtype.kind not in "iuUOS":
-            raise SchemaError(
-                f"Column {feature.name!r}: expected integer or string ids. "
-                f"Received dtype {column.dtype}"
-            )
-        return fold_ids(column)
+        return _fold_column(feature, column)
+    if column.dtype.kind == "O":
+        column = _integers(feature, column)
     if column.dtype.kind not in "iu":
-        raise SchemaError(
-            f"Column {feature.name!r}: expected integer ids. Received dtype {column.dtype}"
-        )
+        raise _not_ids(feature, column, "integer ids")
     bad = (column < PADDING) | (column >= feature.vocabulary_size)
     if bad.any():
         raise _first_bad(

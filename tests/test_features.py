@@ -2,6 +2,7 @@ import json
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import keras_exfm as kx
@@ -59,6 +60,92 @@ def test_inputs_match_encoded_batches():
     ],
 )
 def test_bad_batch_is_refused(changes, message):
+    with pytest.raises(SchemaError, match=message):
+        schema().encode(batch(**changes))
+
+
+def test_nulls_of_strings_are_missing_ids():
+    """Whatever holds them: one null, one id."""
+    known = fold_ids(np.array(["a"]))[0]
+    part = kx.Schema(
+        [kx.Categorical("ad", 8, hashed=True), kx.Categorical("new", 8, admit_after=1)]
+    )
+    for column in (
+        ["a", None],
+        np.array(["a", None], object),
+        np.array(["a", float("nan")], object),
+        np.array(["a", np.float32("nan")], object),
+        pa.array(["a", None]),
+        pa.chunked_array([["a"], [None]], pa.string()),
+    ):
+        encoded = part.encode({"ad": column, "new": column})
+        assert [x.tolist() for x in encoded.values()] == [[known, -1]] * 2
+        assert all(x.dtype == np.int32 for x in encoded.values())
+    # The text "nan" is a word, and so is none at all.
+    assert (part.encode({"ad": ["nan", ""], "new": [1, 2]})["ad"] >= 0).all()
+
+
+def test_integers_among_objects_are_integers():
+    part = kx.Schema([kx.Categorical("ad", 8, hashed=True), kx.Categorical("user", 8)])
+    encoded = part.encode({"ad": [2**40, None, -5], "user": [7, None, 0]})
+    assert encoded["ad"].tolist() == [*fold_ids(np.array([2**40])), -1, -5]
+    assert encoded["user"].tolist() == [7, -1, 0]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [[1, 2], [3], []],
+        [[1, 2], (3,), None],
+        np.array([[1, 2], [3], float("nan")], object),
+        pa.array([[1, 2], [3], None]),
+        [[1, 2, -1], [3, -1, -1], [-1, -1, -1]],
+    ],
+)
+@pytest.mark.parametrize("hashed", [False, True])
+def test_lists_are_filled_up(column, hashed):
+    part = kx.Schema([kx.MultiHot("history", 8, length=3, hashed=hashed)])
+    encoded = part.encode({"history": column})["history"]
+    assert encoded.tolist() == [[1, 2, -1], [3, -1, -1], [-1, -1, -1]]
+    assert encoded.dtype == np.int32
+
+
+def test_lists_of_one_length_and_of_strings_are_filled_up():
+    part = kx.Schema([kx.MultiHot("history", 8, length=3, hashed=True)])
+    assert part.encode({"history": [[1], [2]]})["history"].tolist() == [[1, -1, -1], [2, -1, -1]]
+    a, b = fold_ids(np.array(["a", "b"]))
+    found = part.encode({"history": [["a", None], ["b"]]})["history"]
+    assert found.tolist() == [[a, -1, -1], [b, -1, -1]]
+    assert part.encode({"history": [[], []]})["history"].tolist() == [[-1] * 3] * 2
+
+
+def test_lists_of_numbers_become_rows():
+    part = kx.Schema([kx.Numeric("vector", 2)])
+    found = part.encode({"vector": np.fromiter([[1, 2], np.array([3, 4])], object, 2)})["vector"]
+    assert found.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"history": [[1], [1, 2, 3, 4]]},
+            "'history': expected lists of at most 3 ids.*4 in row 1",
+        ),
+        ({"history": [[1], "ab"]}, "'history'.*at most 3 ids. Received 'ab' in row 1"),
+        ({"history": [[1], 7]}, "'history'.*Received 7 in row 1"),
+        ({"vector": [[1.0, 2.0], [3.0]]}, "'vector'.*lists of 2 numbers.*list of 1 in row 1"),
+        ({"vector": [[1.0, 2.0], None]}, "'vector'.*Received None in row 1"),
+        ({"ad": [1.5, None]}, "'ad': expected integer or string ids. Received 1.5"),
+        ({"ad": [2**70, 1]}, f"'ad': expected ids of 64 bits. Received {2**70}"),
+        ({"user": ["a", None]}, "'user': expected integer ids"),
+        ({"user": np.array([1.0, np.nan])}, "'user'.*1 missing values.*fill them with -1"),
+        ({"user": np.array([300, 1])}, r"Received 300 in row 0 \(1 bad value in"),
+        ({"vector": np.ones((2, 3))}, r"'vector': expected shape \(rows, 2\)"),
+        ({"age": np.ones((2, 3))}, r"'age': expected shape \(rows,\)"),
+    ],
+)
+def test_what_no_list_and_no_null_explains_is_refused(changes, message):
     with pytest.raises(SchemaError, match=message):
         schema().encode(batch(**changes))
 
