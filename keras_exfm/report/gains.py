@@ -37,6 +37,9 @@ def gain_table(
         transfer ratio = (NE_base - NE) / (NE_base - NE_teacher)
         bayes_distance = NE - bayes_ne
 
+    Over verticals, the transfer ratio is that of the mean gains, the student's to the teacher's: a
+    vertical where the teacher gains next to nothing says nothing about transfer.
+
     A deviation is that of a sample (over n - 1), NaN for a single seed. What has no meaning is
     NaN: the baseline's own gain, the teacher's own transfer ratio, any transfer ratio where the
     teacher is no better than the baseline, the distance to a Bayes line that is not known. Seeds
@@ -135,25 +138,35 @@ def _paired(
         better = against["ne"] - own["ne"]
         best = against["ne"] - teacher[seed]["ne"] if seed in teacher else np.nan
         is_base = model == baseline
+        gain = 100 * better / against["ne"]
+        headroom = 100 * best / against["ne"]
         paired[seed] = {
             **{n: own[n] for n in ("examples", "clicks", "ne", "logloss", "auc", "group_auc")},
             "calibration": own["calibration"],
-            "gain": np.nan if is_base else 100 * better / against["ne"],
+            "gain": np.nan if is_base else gain,
             "auc_gain": np.nan if is_base else own["auc"] - against["auc"],
-            "transfer_ratio": (
-                better / best if best > 0 and model not in (baseline, TEACHER) else np.nan
-            ),
+            "headroom": np.nan if model in (baseline, TEACHER) else headroom,
             "bayes_distance": own["ne"] - own["bayes_ne"],
         }
+        _rate(paired[seed])
     return paired
+
+
+def _rate(cell: Cell) -> None:
+    """Adds the transfer ratio: the gain to the teacher's gain, if that is one."""
+    headroom = cell["headroom"]
+    cell["transfer_ratio"] = cell["gain"] / headroom if headroom > 0 else float("nan")
 
 
 def _mean(parts: list[dict[int, Cell]]) -> dict[int, Cell]:
     seeds = set(parts[0]).intersection(*parts[1:])
-    return {
+    means = {
         seed: {name: float(np.mean([p[seed][name] for p in parts])) for name in parts[0][seed]}
         for seed in sorted(seeds)
     }
+    for cell in means.values():
+        _rate(cell)
+    return means
 
 
 def _summary(vertical: str, model: str, seeds: dict[int, Cell]) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def headline(
         gain = teacher["gain_mean"]
         direction = "lower" if gain >= 0 else "higher"
         sentence = f"The teacher itself: {_percent(abs(gain), teacher['gain_sd'])} {direction}"
-        ratio = students[0]["transfer_ratio_mean"] if students else math.nan
-        if math.isfinite(ratio):
+        # Of the two gains that the sentences show.
+        ratio = students[0]["gain_mean"] / gain if students and gain > 0 else math.nan
+        if ratio > 0:
             sentence += f", of which “{students[0]['model']}” gets {100 * ratio:.0f} %"
         elif gain < 0:
             sentence += ", so there was nothing to transfer"

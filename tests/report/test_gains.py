@@ -111,6 +111,16 @@ def test_mean_over_verticals_is_of_each_seed_first():
     assert rows[2]["gain_sd"] == pytest.approx(np.std(gains, ddof=1))
 
 
+def test_over_verticals_the_ratio_is_of_the_mean_gains():
+    """A vertical where the teacher gains next to nothing must not decide it."""
+    rows = [row(1, "alone", 0.8), row(1, "teacher", 0.7), row(1, "ExFM", 0.76)]
+    for model, ne in (("alone", 0.5), ("teacher", 0.4999), ("ExFM", 0.502)):
+        rows.append(row(1, model, ne, vertical="search"))
+    exfm = gain_table(rows, "alone", mean_over_verticals=True)[-1]
+    # Gains of 5 and -0.4 %, the teacher's 12.5 and 0.02 %; the ratios alone are 0.4 and -20.
+    assert exfm["transfer_ratio_mean"] == pytest.approx((5 - 0.4) / (12.5 + 0.02))
+
+
 def test_arrow_tables_and_absent_optional_columns():
     table = pa.Table.from_pylist(ROWS).drop_columns(["group_auc", "bayes_ne"])
     exfm = by_model(gain_table(table, "alone"))["feed", "ExFM"]

@@ -30,7 +30,7 @@ def say(gains, seeds=3, wobble=0.0, teacher=5.0, verticals=("feed",)):
 
             add("alone", 0.0)
             if teacher is not None:
-                add("teacher", teacher)
+                add("teacher", teacher[v] if isinstance(teacher, dict) else teacher)
             for model, gain in gains.items():
                 add(model, (gain[v] if isinstance(gain, dict) else gain) + shift)
     table = gain_table(rows, "alone")
@@ -49,6 +49,14 @@ def test_gain():
     assert more == (
         "“a”: 1.00 ± 0.10 % lower. The teacher itself: 5.00 ± 0.00 % lower, of which “b” gets 40 %."
     )
+
+
+def test_share_of_the_teachers_gain_is_of_the_gains_shown():
+    gains = {"feed": 2.0, "search": 0.1}
+    _, _, more = say({"a": gains}, teacher={"feed": 4.0, "search": 0.01}, verticals=tuple(gains))
+    assert "The teacher itself: 2.00 ± 0.00 % lower, of which “a” gets 52 %" in more
+    _, _, more = say({"a": -1.0})
+    assert more.endswith("The teacher itself: 5.00 ± 0.00 % lower.")
 
 
 def test_loss_is_said():
