@@ -13,6 +13,7 @@ from keras_exfm.features import PADDING, Categorical, Schema
 from keras_exfm.layers import _checks
 from keras_exfm.layers._hashing import hash_to_rows
 from keras_exfm.layers._initializers import stacked
+from keras_exfm.layers._loud_relu import loud_relu
 from keras_exfm.layers._mlp import MLP
 from keras_exfm.layers._stack import Piece, Stack, stacks
 from keras_exfm.layers._trainable import hand_down_trainable
@@ -238,6 +239,7 @@ class FeatureEmbedding(keras.layers.Layer):
             self.small_mlp = MLP(
                 self.small_units,
                 self.small_embeddings * self.dim,
+                activation=loud_relu,
                 dtype=self.dtype_policy,
                 name="small_mlp",
             )
@@ -246,6 +248,7 @@ class FeatureEmbedding(keras.layers.Layer):
             self.numeric_mlp = MLP(
                 self.numeric_units,
                 self.numeric_embeddings * self.dim,
+                activation=loud_relu,
                 dtype=self.dtype_policy,
                 name="numeric_mlp",
             )

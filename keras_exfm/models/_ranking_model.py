@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import keras
-from keras import ops
 
 from keras_exfm.features import Schema
 from keras_exfm.models.presets import PRESETS
@@ -37,16 +36,6 @@ def as_schema(schema: Schema | Mapping[str, Any]) -> Schema:
             f"these names. Received features: {taken}. Rename the column."
         )
     return schema
-
-
-@keras.saving.register_keras_serializable(package="keras_exfm")
-def loud_relu(x: Any) -> Any:
-    """ReLU that lets NaN through.
-
-    TensorFlow on CPU fuses a Dense layer and its ReLU into a kernel that turns NaN into 0, which
-    would hide an id out of range: the logit, and even the loss, would look healthy.
-    """
-    return ops.where(x <= 0, ops.zeros_like(x), x)
 
 
 class RankingModel(keras.Model):

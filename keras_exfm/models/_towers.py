@@ -8,7 +8,8 @@ from typing import Any
 import keras
 
 from keras_exfm.layers import _checks
-from keras_exfm.models._ranking_model import LOGIT, loud_relu
+from keras_exfm.layers._loud_relu import loud_relu
+from keras_exfm.models._ranking_model import LOGIT
 
 
 def dnn(

@@ -9,12 +9,12 @@ import keras
 
 from keras_exfm.features import Schema
 from keras_exfm.layers import FeatureEmbedding, FieldwiseLayerNormalization, MaskBlock, _checks
+from keras_exfm.layers._loud_relu import loud_relu
 from keras_exfm.models._ranking_model import (
     EMBEDDING,
     REPRESENTATION,
     EmbeddingModel,
     as_schema,
-    loud_relu,
     plain,
 )
 from keras_exfm.models._towers import dnn, summed_logit

@@ -404,6 +404,20 @@ def small_batch(size=4):
     }
 
 
+def test_what_is_wrong_passes_the_mlps_as_nan():
+    """Compiled: TensorFlow's fused ReLU would make 0 of it."""
+    inputs = SMALL.inputs()
+    model = keras.Model(inputs, dense(SMALL, 5, small_units=(8,))(inputs))
+    data = small_batch()
+    data["city"][1], data["age"][2] = 3, np.nan
+    nan = np.isnan(model.predict(data, verbose=0)).all(-1)
+    good = np.isnan(model.predict(small_batch(), verbose=0))
+    assert not good.any()
+    # The small vectors' group has two rows before the last, which is of the numbers.
+    assert nan.any(0).tolist() == [False] * (nan.shape[1] - 3) + [True] * 3
+    assert [row.tolist() for row in np.argwhere(nan[:, -3:])] == [[1, 0], [1, 1], [2, 2]]
+
+
 class TestSmallAndFrozen:
     def test_layer(self, tmp_path):
         """Small features in a group, a frozen table between trained ones."""

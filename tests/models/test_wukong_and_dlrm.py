@@ -305,6 +305,15 @@ def test_batch_of_one(case):
 
 
 @pytest.mark.parametrize("case", ["wukong-static", "dlrm-all"])
+def test_a_number_that_is_none_is_nan_in_its_own_row(case):
+    """Compiled: TensorFlow's fused ReLU would make 0 of it."""
+    inputs = {name: np.array(column) for name, column in batch().items()}
+    inputs["concatenate"][2] = np.nan
+    logit = CASES[case][0]().predict(inputs, verbose=0)[:, 0]
+    assert np.isnan(logit).tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("case", ["wukong-static", "dlrm-all"])
 def test_bad_id_is_nan_in_its_own_row_and_in_the_loss(case):
     inputs = batch()
     inputs["dense"][2] = 5
