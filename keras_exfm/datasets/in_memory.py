@@ -33,7 +33,8 @@ def in_memory(
 
     JAX does not read arrays through `tf.data`; there the arrays themselves do as well.
 
-    Give `fit` its own `shuffle=False`, or Keras warns that it leaves the order to the dataset.
+    Give `fit` its own `shuffle=False`, or Keras warns that it leaves the order to the dataset, and
+    `validation_data=in_memory(...)`: it cannot split a dataset.
 
     Args:
         features: Array, or a structure of arrays such as the dict that `Schema.encode` gives; all
@@ -62,8 +63,8 @@ def in_memory(
     """
     import tensorflow as tf
 
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` should be at least 1. Received: batch_size={batch_size!r}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` should be an int above 0. Received: {batch_size=}")
     if weight is not None and label is None:
         raise ValueError("`weight` needs a `label`. Received: a weight and label=None")
     parts = {"features": features, "label": label, "weight": weight}
@@ -108,7 +109,9 @@ def _rows(given: dict[str, Any]) -> int:
             shape = np.shape(array)
             where = name + "".join(f"[{key!r}]" for key in path)
             if not shape:
-                raise ValueError(f"{where} should have rows. Received: {array!r}")
+                # A list is a structure to Keras, not an array.
+                hint = "; make arrays of lists" if any(isinstance(k, int) for k in path) else ""
+                raise ValueError(f"{where} should have rows. Received: {array!r}{hint}")
             counts[where] = shape[0]
     if not counts:
         raise ValueError(f"`features` should hold at least one array. Received: {given}")

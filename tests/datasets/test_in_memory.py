@@ -103,6 +103,8 @@ def test_fit_and_predict_find_what_they_find_in_the_arrays():
     ("given", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 8.0}, "int above 0.*batch_size=8.0"),
+        ({"features": {"a": [1, 2]}}, r"features\['a'\]\[0\].*Received: 1; make arrays of lists"),
         ({"weight": np.ones(2)}, "`weight` needs a `label`"),
         ({"label": np.ones(3)}, r"features\['a'\] 2, label 3"),
         ({"features": {"a": np.ones(0)}}, "at least one row.*none"),
