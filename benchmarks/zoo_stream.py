@@ -138,6 +138,12 @@ def table(runs):
     return "\n".join(lines)
 
 
+def asked(options):
+    """What all runs of a record have in common."""
+    seeds = ",".join(map(str, options.seeds))
+    return f"--seeds {seeds} --backend {options.backend} --user-fraction {options.user_fraction}"
+
+
 def kept(same, options):
     """What is recorded of models that are not run now; refused if it is of something else."""
     path = RESULTS / "globo.json"
@@ -146,7 +152,9 @@ def kept(same, options):
     before = json.loads(path.read_text())
     expected, settings = json.loads(json.dumps([same, SETTINGS]))
     others = {r["model"] for r in before["runs"]} - set(options.models)
-    wrong = [key for key in expected if before[key] != expected[key]]
+    wrong = [key for key in expected if before.get(key) != expected[key]]
+    if asked(options) not in before["command"]:
+        wrong.append("seeds, backend or users")
     wrong += [f"settings of {m}" for m in others if before["settings"][m] != settings[m]]
     if wrong:
         raise SystemExit(f"--add: {path} is of other {', '.join(wrong)}; run all models again.")
@@ -193,17 +201,14 @@ def main():
     chosen = [(c.model, dict(c.options)) for c in best]
     # The folder may hold runs of other models, from before.
     runs = [short(r) for r in sweep.records(options.seeds) if (r["model"], r["options"]) in chosen]
-    command = (
-        "python benchmarks/zoo_stream.py --data DIR --out FOLDER "
-        f"--seeds {','.join(map(str, options.seeds))} --backend {options.backend} "
-        f"--user-fraction {options.user_fraction}"
-    )
+    command = f"python benchmarks/zoo_stream.py --data DIR --out FOLDER {asked(options)}"
     if options.models != list(SETTINGS):
         command += f" --models {','.join(options.models)}"
     if options.add:
         command += " --add"
     if before:
-        command = f"{before['command']}\n{command}"
+        lines = [*before["command"].splitlines(), command]
+        command = "\n".join(dict.fromkeys(lines))
         runs, tried = before["runs"] + runs, before["search"] + tried
     about = {
         "command": command,

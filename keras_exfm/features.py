@@ -7,6 +7,7 @@ it, the reader checks batches against it, and it travels inside every `.keras` f
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -417,8 +418,8 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
     of BLAKE2b and the same path. Nulls of an object array become -1.
 
     Args:
-        ids: Array of integers or strings, or of objects that are either, or null: `None`, `NaN`, or
-            pandas' `NA`.
+        ids: Array of integers or strings, or of objects that are all integers or all strings, or
+            null: `None`, `NaN`, or pandas' `NA`.
 
     Returns:
         int32 array of the same shape; ids that are int32 already come back as they are.
@@ -441,7 +442,9 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
     if ids.dtype.kind in "US":
         import hashlib
 
-        unique, inverse = np.unique(ids.astype(str), return_inverse=True)
+        if ids.dtype.kind == "S":
+            ids = _decoded(ids)
+        unique, inverse = np.unique(ids, return_inverse=True)
         digests = [
             int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
             for text in unique.tolist()
@@ -466,26 +469,49 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
     return folded.reshape(ids.shape)
 
 
+def _is_null(value: Any) -> bool:
+    if isinstance(value, (float, np.floating)):
+        return bool(np.isnan(value))
+    # By name: pandas is no dependency.
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _known(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where an object array is null, and what is elsewhere: integers, or strings."""
+    kinds = set(map(type, ids.flat))
+    if kinds == {str}:
+        return np.zeros(ids.shape, bool), ids.astype(str)
+    null = np.fromiter(map(_is_null, ids.flat), bool, ids.size).reshape(ids.shape)
+    known = ids[~null].tolist()
+    kinds = set(map(type, known))
+    whole = {k for k in kinds if issubclass(k, (int, np.integer)) and k is not bool}
+    text = {k for k in kinds if issubclass(k, (str, bytes))}
+    if wrong := kinds - whole - text:
+        value = next(v for v in known if type(v) in wrong)
+        raise SchemaError(f"Expected integer or string ids. Received {_plain(value)!r}")
+    if whole and text:
+        one, other = (next(v for v in known if type(v) in part) for part in (whole, text))
+        # A string's id and an integer's are folded in different ways.
+        raise SchemaError(
+            f"Expected ids that are all integers or all strings. Received {_plain(one)!r} and "
+            f"{_plain(other)!r}"
+        )
+    if text:
+        if bytes not in text:
+            return null, np.array(known, str)
+        return null, _decoded(np.array([v.encode() if isinstance(v, str) else v for v in known]))
+    low, high = min(known, default=0), max(known, default=0)
+    for dtype in (np.int64, np.uint64):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return null, np.array(known, dtype)
+    raise SchemaError(f"Expected ids that fit in 64 bits. Received {low} and {high}")
 
-    def is_null(value: Any) -> bool:
-        if isinstance(value, (float, np.floating)):
-            return bool(np.isnan(value))
-        # By name: pandas is no dependency.
-        return value is None or type(value).__name__ in ("NAType", "NaTType")
 
-    null = np.array([is_null(value) for value in ids.flat], bool).reshape(ids.shape)
-    known = ids[~null]
-    wrong = [v for v in known if not isinstance(v, (int, np.integer, str, bytes))]
-    if wrong:
-        raise SchemaError(f"Expected integer or string ids. Received {_plain(wrong[0])!r}")
-    if any(isinstance(value, (str, bytes)) for value in known):
-        return null, known.astype(str)
-    whole = np.array(known.tolist() or [0])[: len(known)]
-    if whole.dtype.kind not in "biu":
-        raise SchemaError(f"Expected ids of 64 bits. Received {max(known, key=abs)}")
-    return null, whole
+def _decoded(ids: np.ndarray) -> np.ndarray:
+    try:
+        return np.char.decode(ids, "utf-8")
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"Expected bytes that are UTF-8. Received {error.object!r}") from None
 
 
 def _fold_block(ids: np.ndarray, signed: bool, folded: np.ndarray, scratch: np.ndarray) -> None:
@@ -528,50 +554,83 @@ def _first_bad(feature: Feature, column: np.ndarray, bad: np.ndarray, expected: 
 
 
 def _as_column(feature: Feature, values: Any) -> np.ndarray:
-    """What a caller has, as an array; lists of unequal length are filled up where they may be."""
+    """What a caller has, as an array; lists of ids are filled up to the feature's length."""
+    if not isinstance(feature, Numeric):
+        values = _with_nulls(values)
     try:
         column = np.asarray(values)
     except ValueError:
         # Rows of unequal length.
         column = np.fromiter(values, object, len(values))
+    if isinstance(feature, Numeric):
+        if feature.size > 1 and column.ndim == 1 and column.dtype.kind == "O":
+            lengths = _lengths(feature.name, column, f"lists of {feature.size} numbers")
+            _refuse(feature.name, lengths != feature.size, lengths, f"{feature.size} numbers")
+            return np.array(column.tolist()).reshape(-1, feature.size)
+        return column
+    listed = isinstance(values, (list, tuple))
+    if listed and column.dtype.kind in "USf":
+        # NumPy made one kind of it all: of a NaN a word, of an integer a float.
+        column = np.array(values, object)
     if isinstance(feature, Categorical):
         return column
-    if isinstance(values, (list, tuple)) and column.ndim == 2:
-        # Lists that happen to have one length are lists all the same.
-        column = np.fromiter(column, object, len(column))
-    if column.ndim != 1 or column.dtype.kind != "O":
-        return column
-    if isinstance(feature, Numeric):
-        if feature.size == 1:
-            return column
-        rows = [_row_of(feature.name, n, v, feature.size, "numbers") for n, v in enumerate(column)]
-        return np.stack(rows) if rows else np.empty((0, feature.size), np.float32)
-    rows = [_row_of(feature.name, n, v, feature.length, "ids") for n, v in enumerate(column)]
-    lengths = np.array([len(row) for row in rows], np.int64)
-    known = [row for row in rows if len(row)]
-    ids = np.concatenate(known) if known else np.empty(0, np.int32)
+    short = listed and column.ndim == 2 and column.shape[1] != feature.length
+    if short or (column.ndim == 1 and column.dtype.kind == "O"):
+        return _filled(feature, values if short else column)
+    return column
+
+
+def _with_nulls(values: Any) -> Any:
+    """A column of a kind that knows nulls, where NumPy would make floats of its integers."""
+    if isinstance(values, np.ma.MaskedArray):
+        plain = np.array(values.data, object)
+        plain[np.ma.getmaskarray(values)] = None
+        return plain
+    kind = str(getattr(values, "type", ""))
+    if getattr(values, "null_count", 0) or "list<" in kind:
+        # Arrow's; in a list, what is null shows inside only.
+        return np.fromiter(values.to_pylist(), object, len(values))
+    extension = hasattr(values, "isna") and not isinstance(values.dtype, np.dtype)
+    if extension and getattr(values.dtype, "kind", "O") in "iu" and values.isna().any():
+        # pandas' nullable integers.
+        return values.to_numpy(dtype=object, na_value=None)
+    return values
+
+
+def _filled(feature: MultiHot, rows: Any) -> np.ndarray:
+    """Lists of at most `length` ids as `(rows, length)`, with -1 behind them."""
+    rows = [() if _is_null(row) else row for row in rows]
+    expected = f"lists of at most {feature.length} ids"
+    lengths = _lengths(feature.name, rows, expected)
+    _refuse(feature.name, lengths > feature.length, lengths, f"at most {feature.length} ids")
+    flat = list(itertools.chain.from_iterable(rows))
+    ids = np.fromiter(flat, object, len(flat))
     if feature.hashed or feature.admit_after is not None:
         ids = _fold_column(feature, ids)
+    else:
+        ids = _integers(feature, ids)
     padded = np.full((len(rows), feature.length), PADDING, ids.dtype)
     padded[np.arange(feature.length) < lengths[:, None]] = ids
     return padded
 
 
-def _row_of(name: str, row: int, value: Any, size: int, what: str) -> np.ndarray:
-    """A row's list as an array: at most `size` ids, or exactly `size` numbers."""
-    if what == "ids" and (value is None or (isinstance(value, float) and np.isnan(value))):
-        return np.empty(0, np.int32)
-    found = repr(_plain(value))
-    # Text has a length as well.
-    if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
-        array = np.asarray(value)
-        if array.ndim == 1 and (len(array) == size or (what == "ids" and len(array) < size)):
-            return array
-        found = f"a list of {len(value)}"
-    most = "at most " if what == "ids" else ""
-    raise SchemaError(
-        f"Column {name!r}: expected lists of {most}{size} {what}. Received {found} in row {row}."
-    )
+def _lengths(name: str, rows: Any, expected: str) -> np.ndarray:
+    for number, row in enumerate(rows):
+        # Text has a length as well.
+        if isinstance(row, (str, bytes)) or not hasattr(row, "__len__"):
+            raise SchemaError(
+                f"Column {name!r}: expected {expected}. Received {_plain(row)!r} in row {number}."
+            )
+    return np.fromiter(map(len, rows), np.int64, len(rows))
+
+
+def _refuse(name: str, bad: np.ndarray, lengths: np.ndarray, expected: str) -> None:
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise SchemaError(
+            f"Column {name!r}: expected lists of {expected}. Received a list of {lengths[row]} in "
+            f"row {row} ({int(bad.sum())} such rows)."
+        )
 
 
 def _named(feature: Feature, error: SchemaError) -> SchemaError:
@@ -591,16 +650,18 @@ def _fold_column(feature: Feature, column: np.ndarray) -> np.ndarray:
 def _not_ids(feature: Feature, column: np.ndarray, expected: str) -> SchemaError:
     hint = ""
     if column.dtype.kind == "f" and np.isnan(column).any():
+        # Casting back may give other ids: a float has 53 bits.
         hint = (
-            f" with {int(np.isnan(column).sum())} missing values, which make floats of integers: "
-            f"fill them with {PADDING}, then cast to integers"
+            f" with {int(np.isnan(column).sum())} missing values, which made floats of integers: "
+            f"keep them integers, with {PADDING} or a null for what is missing (a list with None, "
+            f"pandas' Int64, Arrow)"
         )
     return SchemaError(
         f"Column {feature.name!r}: expected {expected}. Received dtype {column.dtype}{hint}"
     )
 
 
-def _integers(feature: Feature, column: np.ndarray) -> np.ndarray:
+def _integers(feature: Categorical | MultiHot, column: np.ndarray) -> np.ndarray:
     """An object column of integers and nulls, with -1 for these."""
     try:
         null, known = _known(column)
@@ -608,9 +669,17 @@ def _integers(feature: Feature, column: np.ndarray) -> np.ndarray:
         raise _named(feature, error) from None
     if known.dtype.kind not in "iu":
         raise _not_ids(feature, known, "integer ids")
+    bad = np.zeros(column.shape, bool)
+    bad[~null] = known > np.iinfo(np.int64).max
+    if bad.any():
+        raise _first_bad(feature, column, bad, _range(feature))
     whole = np.full(column.shape, PADDING, np.int64)
-    whole[~null] = known
+    whole[~null] = known.astype(np.int64)
     return whole
+
+
+def _range(feature: Categorical | MultiHot) -> str:
+    return f"ids in 0..{feature.vocabulary_size - 1}, or {PADDING} for a missing value"
 
 
 def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
@@ -640,10 +709,5 @@ def _encode_column(feature: Feature, column: np.ndarray) -> np.ndarray:
         raise _not_ids(feature, column, "integer ids")
     bad = (column < PADDING) | (column >= feature.vocabulary_size)
     if bad.any():
-        raise _first_bad(
-            feature,
-            column,
-            bad,
-            f"ids in 0..{feature.vocabulary_size - 1}, or {PADDING} for a missing value",
-        )
+        raise _first_bad(feature, column, bad, _range(feature))
     return column.astype(np.int32, copy=False)

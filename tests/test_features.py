@@ -2,6 +2,7 @@ import json
 
 import keras
 import numpy as np
+import pandas
 import pyarrow as pa
 import pytest
 
@@ -72,7 +73,11 @@ def test_nulls_of_strings_are_missing_ids():
     )
     for column in (
         ["a", None],
+        ["a", float("nan")],
+        (np.str_("a"), None),
         np.array(["a", None], object),
+        np.array([b"a", None], object),
+        np.ma.array(["a", "b"], mask=[False, True]),
         np.array(["a", float("nan")], object),
         np.array(["a", np.float32("nan")], object),
         pa.array(["a", None]),
@@ -90,6 +95,51 @@ def test_integers_among_objects_are_integers():
     encoded = part.encode({"ad": [2**40, None, -5], "user": [7, None, 0]})
     assert encoded["ad"].tolist() == [*fold_ids(np.array([2**40])), -1, -5]
     assert encoded["user"].tolist() == [7, -1, 0]
+    wide = np.array([2**63 + 5, None], object)
+    assert fold_ids(wide).tolist() == [*fold_ids(np.array([2**63 + 5], np.uint64)), -1]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [2**60 + 1, None],
+        [2**60 + 1, float("nan")],
+        pa.array([2**60 + 1, None]),
+        pa.chunked_array([[2**60 + 1], [None]], pa.int64()),
+        np.ma.array([2**60 + 1, 5], mask=[False, True]),
+    ],
+)
+def test_integers_beside_nulls_keep_all_bits(column):
+    part = kx.Schema([kx.Categorical("ad", 8, hashed=True)])
+    assert part.encode({"ad": column})["ad"].tolist() == [*fold_ids(np.array([2**60 + 1])), -1]
+
+
+def test_columns_of_pandas():
+    part = kx.Schema(
+        [
+            kx.Categorical("user", 8),
+            kx.Categorical("ad", 8, hashed=True),
+            kx.Categorical("shop", 8, hashed=True),
+            kx.MultiHot("history", 8, length=2),
+        ]
+    )
+    frame = pandas.DataFrame(
+        {
+            "user": pandas.Series([1, None, 3], dtype="Int64"),
+            "ad": pandas.Series([2**60 + 1, None, 3], dtype="Int64"),
+            "shop": pandas.Series(["a", None, "b"]),
+            "history": [[1], None, [2, 3]],
+        }
+    )
+    a, b = fold_ids(np.array(["a", "b"]))
+    for shop in (frame["shop"], frame["shop"].astype("category"), frame["shop"].astype("object")):
+        found = part.encode({**frame, "shop": shop})
+        assert found["user"].tolist() == [1, -1, 3]
+        assert found["ad"].tolist() == [*fold_ids(np.array([2**60 + 1])), -1, 3]
+        assert found["shop"].tolist() == [a, -1, b]
+        assert found["history"].tolist() == [[1, -1], [-1, -1], [2, 3]]
+    with pytest.raises(SchemaError, match="keep them integers"):
+        part.encode({**frame, "user": pandas.Series([1, None, 3])})
 
 
 @pytest.mark.parametrize(
@@ -99,6 +149,9 @@ def test_integers_among_objects_are_integers():
         [[1, 2], (3,), None],
         np.array([[1, 2], [3], float("nan")], object),
         pa.array([[1, 2], [3], None]),
+        pa.array([[1, 2, None], [3, None], None]),
+        np.array([[1, 2], [3], np.float32("nan")], object),
+        [np.array([1, 2]), np.array([3], "uint64"), ()],
         [[1, 2, -1], [3, -1, -1], [-1, -1, -1]],
     ],
 )
@@ -114,9 +167,16 @@ def test_lists_of_one_length_and_of_strings_are_filled_up():
     part = kx.Schema([kx.MultiHot("history", 8, length=3, hashed=True)])
     assert part.encode({"history": [[1], [2]]})["history"].tolist() == [[1, -1, -1], [2, -1, -1]]
     a, b = fold_ids(np.array(["a", "b"]))
-    found = part.encode({"history": [["a", None], ["b"]]})["history"]
-    assert found.tolist() == [[a, -1, -1], [b, -1, -1]]
+    for rows in ([["a", None], ["b"]], [["a", float("nan")], ["b", None]], [["a"], ["b"]]):
+        found = part.encode({"history": rows})["history"]
+        assert found.tolist() == [[a, -1, -1], [b, -1, -1]]
     assert part.encode({"history": [[], []]})["history"].tolist() == [[-1] * 3] * 2
+
+
+def test_lists_of_one_number_are_numbers():
+    part = kx.Schema([kx.Numeric("age")])
+    for column in ([[0.5], [1.0]], ((0.5,), (1.0,)), [0.5, 1.0]):
+        assert part.encode({"age": column})["age"].tolist() == [0.5, 1.0]
 
 
 def test_lists_of_numbers_become_rows():
@@ -137,9 +197,13 @@ def test_lists_of_numbers_become_rows():
         ({"vector": [[1.0, 2.0], [3.0]]}, "'vector'.*lists of 2 numbers.*list of 1 in row 1"),
         ({"vector": [[1.0, 2.0], None]}, "'vector'.*Received None in row 1"),
         ({"ad": [1.5, None]}, "'ad': expected integer or string ids. Received 1.5"),
-        ({"ad": [2**70, 1]}, f"'ad': expected ids of 64 bits. Received {2**70}"),
+        ({"ad": [True, None]}, "'ad': expected integer or string ids. Received True"),
+        ({"ad": ["a", 5]}, "'ad': expected ids that are all integers or all strings.*5 and 'a'"),
+        ({"ad": np.array([b"\xff", b"a"])}, "'ad': expected bytes that are UTF-8"),
+        ({"user": np.array([2**64 - 1, None], object)}, f"0..9.*{2**64 - 1} in row 0"),
+        ({"ad": [2**70, 1]}, f"'ad': expected ids that fit in 64 bits.*{2**70}"),
         ({"user": ["a", None]}, "'user': expected integer ids"),
-        ({"user": np.array([1.0, np.nan])}, "'user'.*1 missing values.*fill them with -1"),
+        ({"user": np.array([1.0, np.nan])}, "'user'.*1 missing values.*keep them integers"),
         ({"user": np.array([300, 1])}, r"Received 300 in row 0 \(1 bad value in"),
         ({"vector": np.ones((2, 3))}, r"'vector': expected shape \(rows, 2\)"),
         ({"age": np.ones((2, 3))}, r"'age': expected shape \(rows,\)"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -43,8 +45,8 @@ def in_memory(
         weight: Array of sample weights. Defaults to `None`: all weigh the same.
         batch_size: Rows of a batch; the last one has what is left. Defaults to `4096`.
         shuffle: Whether every pass has a new order. Defaults to `False`.
-        seed: Seed of the orders. Defaults to `None`: a number from Python's own generator, which
-            `keras.utils.set_random_seed` sets.
+        seed: Seed of the orders, at least 0. Defaults to `None`: a number from Python's own
+            generator, which `keras.utils.set_random_seed` sets.
 
     Returns:
         Batches of `features`, `(features, label)` or `(features, label, weight)`. The arrays are
@@ -52,7 +54,7 @@ def in_memory(
 
     Raises:
         ValueError: For arrays of unequal length, without rows or without a row axis, a weight
-            without a label, or a `batch_size` below 1.
+            without a label, or a `batch_size` that is no int above 0.
 
     Example:
 
@@ -63,42 +65,60 @@ def in_memory(
     """
     import tensorflow as tf
 
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"`batch_size` should be an int above 0. Received: {batch_size=}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise ValueError(f"`batch_size` should be an int. Received: {batch_size=}")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` should be at least 1. Received: {batch_size=}")
+    if features is None:
+        raise ValueError("`features` should be arrays. Received: None")
     if weight is not None and label is None:
         raise ValueError("`weight` needs a `label`. Received: a weight and label=None")
     parts = {"features": features, "label": label, "weight": weight}
-    given = {name: part for name, part in parts.items() if part is not None}
+    given = {name: _tuples(part) for name, part in parts.items() if part is not None}
     count = _rows(given)
-    arrays = tuple(given.values()) if len(given) > 1 else features
-    if seed is None:
-        seed = random.randrange(1 << 31)
+    whole = tuple(given.values())
+    # Keras takes a tuple apart: into features and label, or one tuple of features.
+    if label is None and not isinstance(whole[0], tuple):
+        (whole,) = whole
+    size = int(batch_size)
+    first_seed = random.randrange(1 << 31) if seed is None else seed
 
-    # As an element of a dataset, not as a constant of the function that slices: a graph with all
-    # of the data in it would be copied at each trace.
-    whole = tf.data.Dataset.from_tensors(keras.tree.map_structure(tf.convert_to_tensor, arrays))
+    with tf.device("CPU:0"):
+        tensors = keras.tree.map_structure(tf.convert_to_tensor, whole)
     if shuffle:
+        passes = itertools.count()
 
-        def order(number: Any) -> Any:
-            rows = tf.random.experimental.stateless_shuffle(
-                tf.range(count, dtype=tf.int64), [seed, number]
-            )
-            return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+        def order() -> Iterator[np.ndarray]:
+            rows = np.random.default_rng([first_seed, next(passes)]).permutation(count)
+            for start in range(0, count, size):
+                yield rows[start : start + size]
 
-        passes = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
-        rows = passes.flat_map(order)
+        rows = tf.data.Dataset.from_generator(
+            order, output_signature=tf.TensorSpec((None,), tf.int64)
+        )
         take = tf.gather
     else:
-        rows = tf.data.Dataset.range(0, count, batch_size)
+        rows = tf.data.Dataset.range(0, count, size)
 
         def take(column: Any, first: Any) -> Any:
-            return column[first : first + batch_size]
+            return column[first : first + size]
 
-    batches = tf.data.Dataset.zip((rows, whole.repeat())).map(
+    # The tensors are an element of a dataset, not constants of the function that slices: a graph
+    # with all of the data in it would be copied at each trace.
+    batches = tf.data.Dataset.zip((rows, tf.data.Dataset.from_tensors(tensors).repeat())).map(
         lambda at, part: keras.tree.map_structure(lambda column: take(column, at), part)
     )
-    batches = batches.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(-(-count // size)))
     return without_autotune(batches.prefetch(2))
+
+
+def _tuples(structure: Any) -> Any:
+    """The structure with tuples for lists, of which `tf.data` would make one tensor."""
+    if isinstance(structure, dict):
+        return {key: _tuples(part) for key, part in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return tuple(_tuples(part) for part in structure)
+    return structure
 
 
 def _rows(given: dict[str, Any]) -> int:

@@ -70,8 +70,8 @@ def headline(
         gain = teacher["gain_mean"]
         direction = "lower" if gain >= 0 else "higher"
         sentence = f"The teacher itself: {_percent(abs(gain), teacher['gain_sd'])} {direction}"
-        # Of the two gains that the sentences show.
-        ratio = students[0]["gain_mean"] / gain if students and gain > 0 else math.nan
+        # The tables show the same figure. Over several seeds it is not quite that of the mean gains.
+        ratio = students[0]["transfer_ratio_mean"] if students else math.nan
         if ratio > 0:
             sentence += f", of which “{students[0]['model']}” gets {100 * ratio:.0f} %"
         elif gain < 0:

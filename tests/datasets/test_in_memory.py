@@ -67,6 +67,15 @@ def test_shuffled_passes_have_every_row_once_and_each_another_order():
 
 
 @pytest.mark.backend_free
+def test_a_seed_decides_alone():
+    orders = []
+    for other in (1, 2):
+        keras.utils.set_random_seed(other)
+        orders += [tuple(ad) for ad, _, _ in passes(in_memory(*arrays(), shuffle=True, seed=3), 2)]
+    assert orders[:2] == orders[2:]
+
+
+@pytest.mark.backend_free
 def test_without_a_seed_keras_seed_decides():
     orders = []
     for seed in (1, 1, 2):
@@ -74,6 +83,17 @@ def test_without_a_seed_keras_seed_decides():
         ((ad, _, _),) = passes(in_memory(*arrays(), shuffle=True), 1)
         orders.append(tuple(ad))
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_several_inputs_without_names(kind):
+    a, b = np.arange(4.0, dtype="float32")[:, None], np.ones((4, 2), "float32")
+    inputs = [keras.Input((1,)), keras.Input((2,))]
+    model = keras.Model(inputs, keras.layers.Concatenate()(inputs))
+    found = model.predict(in_memory(kind([a, b]), batch_size=3), verbose=0)
+    np.testing.assert_array_equal(found, np.concatenate([a, b], axis=1))
+    batches = list(in_memory(kind([a, b]), a, batch_size=3))
+    assert [(len(x), len(x[1]), len(y)) for x, y in batches] == [(2, 3, 3), (2, 1, 1)]
 
 
 def test_fit_and_predict_find_what_they_find_in_the_arrays():
@@ -103,8 +123,10 @@ def test_fit_and_predict_find_what_they_find_in_the_arrays():
     ("given", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 8.0}, "int above 0.*batch_size=8.0"),
+        ({"batch_size": 8.0}, "should be an int.*batch_size=8.0"),
         ({"features": {"a": [1, 2]}}, r"features\['a'\]\[0\].*Received: 1; make arrays of lists"),
+        ({"batch_size": True}, "should be an int.*True"),
+        ({"features": None, "label": np.ones(2)}, "`features` should be arrays.*None"),
         ({"weight": np.ones(2)}, "`weight` needs a `label`"),
         ({"label": np.ones(3)}, r"features\['a'\] 2, label 3"),
         ({"features": {"a": np.ones(0)}}, "at least one row.*none"),
