@@ -25,7 +25,7 @@ framework's product of two 2048 x 2048 matrices in the same precision. FLOPs are
 `keras_exfm.models.flops` counts. bfloat16 is the policy `mixed_bfloat16` for ours and
 `torch.autocast` for PyTorch.
 
-Writes `<out>/wukong-speed.json` and `<out>/wukong-speed.md`. PyTorch is looked for in the Python
+Writes `<out>/<name>.json` and `<out>/<name>.md`. PyTorch is looked for in the Python
 that `--torch-python` names; it is no dependency of keras_exfm. `torch.compile` needs a C++
 compiler.
 """
@@ -490,6 +490,7 @@ def main() -> None:
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/wukong-speed")
+    parser.add_argument("--name", default="wukong-speed", help="of the two files")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -533,8 +534,8 @@ def main() -> None:
         "failed": failed,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "wukong-speed.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "wukong-speed.md").write_text(markdown(report))
+    (args.out / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / f"{args.name}.md").write_text(markdown(report))
     print(markdown(report))
 
 
