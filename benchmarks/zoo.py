@@ -356,7 +356,7 @@ def summarize(arguments, say):
 def best_trials(tried, dataset):
     """A table of what the search found, by the AUC of the rows for choosing."""
     lines = [
-        "One draw, one seed; chosen by the AUC on one half of `valid`, scored on the other.",
+        "One draw, one seed; chosen by the AUC of the rows for choosing, scored on the others.",
         "",
         "| model | trials | AUC | LogLoss | after Platt scaling | change of the base |",
         "|---|---|---|---|---|---|",

@@ -70,7 +70,7 @@ def headline(
         gain = teacher["gain_mean"]
         direction = "lower" if gain >= 0 else "higher"
         sentence = f"The teacher itself: {_percent(abs(gain), teacher['gain_sd'])} {direction}"
-        # The tables show the same figure. Over several seeds it is not quite that of the mean gains.
+        # The tables' figure. Over several seeds it is not quite that of the mean gains.
         ratio = students[0]["transfer_ratio_mean"] if students else math.nan
         if ratio > 0:
             sentence += f", of which “{students[0]['model']}” gets {100 * ratio:.0f} %"
