@@ -2,10 +2,10 @@
 
 from keras_exfm.datasets import globo
 from keras_exfm.datasets._formats import FORMATS
+from keras_exfm.datasets._in_memory import in_memory
 from keras_exfm.datasets._registry import DATASETS, prepare
 from keras_exfm.datasets._writing import Progress
 from keras_exfm.datasets.checksum import Checksum
-from keras_exfm.datasets.in_memory import in_memory
 from keras_exfm.datasets.public_table import PublicTable
 from keras_exfm.datasets.synthetic import SyntheticAds
 
