@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_exfm.streaming.reader import without_autotune
@@ -63,6 +62,7 @@ def in_memory(
     >>> [features["ad"].numpy().tolist() for features, label in rows]
     [[0, 1], [2, 3], [4]]
     """
+    import keras
     import tensorflow as tf
 
     if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
@@ -123,6 +123,8 @@ def _tuples(structure: Any) -> Any:
 
 def _rows(given: dict[str, Any]) -> int:
     """The number of rows that all arrays have."""
+    import keras
+
     counts: dict[str, int] = {}
     for name, part in given.items():
         for path, array in keras.tree.flatten_with_path(part):
