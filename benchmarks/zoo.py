@@ -5,6 +5,10 @@
     python benchmarks/zoo.py evaluate --test FILE          # score the saved models on a file
     python benchmarks/zoo.py summarize                     # benchmarks/results/zoo/
 
+`train` chooses settings by the trials in `runs/` and by those of the record in `benchmarks/results/
+zoo/`, so a search need not be run again. With `--recorded`, `search`, `train` and `summarize` take
+all that the record holds as finished and go on from there; those runs have no saved models.
+
 DIR holds `train_draw{2021,2022,2023}.csv.gz` and `valid.csv.gz` of Frappe_x1; with `--dataset
 ml1m` it is the MovieLens-1M Parquet file. Finished runs are skipped, so every command can be
 stopped and given again. Models and records go to `runs/zoo/<dataset>/`.
@@ -13,7 +17,7 @@ The protocol is that of BARS: Adam at 0.001, batches of 4096, logloss, and after
 of held-out rows; an epoch without a better AUC divides the learning rate by 10, two in a row end
 the run, and the weights of the best epoch are the model. `valid` is halved by a hash of its rows:
 one half is used for all choices (epoch, setting), the other one for the figures. Every model has
-the same number of trials.
+four trials (Wukong six on MovieLens-1M, see `zoo_settings.py`).
 """
 
 import argparse
@@ -29,6 +33,8 @@ import zoo_data
 from _processes import keras_versions
 from _records import write_json
 from zoo_settings import PUBLISHED, SETTINGS, setting_of, trials
+
+from keras_exfm import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "zoo"
@@ -190,19 +196,20 @@ def draws_of(dataset, arguments):
     return [int(d) for d in arguments.draws.split(",")] if dataset == "frappe_x1" else [0]
 
 
-def chosen(out, dataset, name):
-    """The setting with the best AUC among the finished trials, its record and its file.
+def chosen(out, dataset, name, count):
+    """The setting of the best AUC of the first trials, its record, and its file if it has one.
 
     The base setting and no record where there is no trial.
     """
     best = (setting_of(dataset, name), None, None)
-    for i, setting in enumerate(trials(dataset, name)):
+    kept = [r for r in recorded(dataset)["search"] if r["model"] == name]
+    for i, setting in enumerate(trials(dataset, name)[:count]):
         path = out / "search" / f"{name}-{i}.json"
-        record = read_json(path)
-        if same(record, setting) and (
-            best[1] is None or record["choose"]["auc"] > best[1]["choose"]["auc"]
-        ):
-            best = (setting, record, path)
+        for record, file in ((read_json(path), path), *((r, None) for r in kept)):
+            if same(record, setting):
+                if best[1] is None or record["choose"]["auc"] > best[1]["choose"]["auc"]:
+                    best = (setting, record, file)
+                break
     return best
 
 
@@ -211,16 +218,43 @@ def same(record, setting):
     return record is not None and record["setting"] == json.loads(json.dumps(setting))
 
 
+def recorded(dataset):
+    """The record of a data set, as `summarize` writes it; empty where there is none."""
+    return read_json(RESULTS / f"{dataset}.json") or {"runs": [], "search": []}
+
+
+def identity(part, record):
+    """What a newer run of the same replaces: a trial by its setting, a run by draw and seed."""
+    of = {"search": ("setting",), "runs": ("draw", "seed")}[part]
+    return json.dumps([record["model"], *(record[key] for key in of)], sort_keys=True)
+
+
+def with_recorded(arguments, dataset, part, records):
+    """`records`, and with `--recorded` those of the record that they do not replace."""
+    if not arguments.recorded:
+        return records
+    newer = {identity(part, record) for record in records}
+    older = [r for r in recorded(dataset)[part] if identity(part, r) not in newer]
+    if part == "runs":
+        # Of a setting that is no longer the best one found, a run is no figure of the model.
+        out = arguments.runs / dataset
+        older = [r for r in older if same(r, chosen(out, dataset, r["model"], arguments.trials)[0])]
+    return sorted(older + records, key=lambda r: (r["model"], r.get("trial", 0), r["seed"]))
+
+
 def search(arguments, say):
     """The trials of each model, on the first draw, with one seed."""
     out = arguments.runs / arguments.dataset
     draw = draws_of(arguments.dataset, arguments)[0]
     data = load(arguments.dataset, arguments.data, draw)
+    known = with_recorded(arguments, arguments.dataset, "search", [])
     for i in range(arguments.trials):
         for name in arguments.models:
             settings = trials(arguments.dataset, name)
+            if i >= len(settings) or any(same(record, settings[i]) for record in known):
+                continue
             target = out / "search" / f"{name}-{i}"
-            if i < len(settings) and not same(read_json(target.with_suffix(".json")), settings[i]):
+            if not same(read_json(target.with_suffix(".json")), settings[i]):
                 about = {"model": name, "trial": i, "draw": draw}
                 run(settings[i], data, 1, target, about, say)
 
@@ -229,20 +263,24 @@ def train(arguments, say):
     """Every model, draw and seed; a first round has every draw once, each with another seed."""
     out = arguments.runs / arguments.dataset
     draws, seeds = draws_of(arguments.dataset, arguments), arguments.seeds
+    known = {identity("runs", r) for r in with_recorded(arguments, arguments.dataset, "runs", [])}
     for turn in range(min(arguments.rounds or len(seeds), len(seeds))):
         for i, draw in enumerate(draws):
             seed, data = seeds[(turn + i) % len(seeds)], None
             for name in arguments.models:
                 target = out / f"{name}-{draw}-{seed}"
-                setting, found, path = chosen(out, arguments.dataset, name)
+                setting, found, path = chosen(out, arguments.dataset, name, arguments.trials)
+                about = {"model": name, "draw": draw}
+                if identity("runs", {**about, "seed": seed}) in known:
+                    continue
                 if same(read_json(out / f"{target.name}.json"), setting):
                     continue
-                if found and (draw, seed) == (found["draw"], found["seed"]):
+                if path and (draw, seed) == (found["draw"], found["seed"]):
                     for end in (".keras", ".json"):
                         shutil.copy(path.with_suffix(end), target.with_name(target.name + end))
                     continue
                 data = data or load(arguments.dataset, arguments.data, draw)
-                run(setting, data, seed, target, {"model": name, "draw": draw}, say)
+                run(setting, data, seed, target, about, say)
 
 
 def evaluate(arguments, say):
@@ -311,8 +349,15 @@ def summarize(arguments, say):
         out = arguments.runs / dataset
         runs = [read_json(path) for path in sorted(out.glob("*.json"))]
         tried = [read_json(path) for path in sorted((out / "search").glob("*.json"))]
-        if not runs:
+        if not runs and not tried:
             continue
+        # What does not differ from run to run, and so stands in the record only once.
+        about = (runs + tried)[0]
+        checksums = {k: v for r in runs + tried for k, v in r["checksums"].items()}
+        if arguments.recorded:
+            checksums = {**recorded(dataset).get("checksums", {}), **checksums}
+        runs = with_recorded(arguments, dataset, "runs", runs)
+        tried = with_recorded(arguments, dataset, "search", tried)
 
         def rows(key, runs=runs):
             by_model = {name: [r[key] for r in runs if r["model"] == name] for name in SETTINGS}
@@ -334,12 +379,12 @@ def summarize(arguments, say):
             "models": {key: rows(key) for key in kinds},
             "runs": short(runs),
             "search": short(tried),
-            "rows": runs[0]["rows"],
-            "checksums": {k: v for r in runs for k, v in r["checksums"].items()},
-            "versions": runs[0]["versions"],
+            "rows": about["rows"],
+            "checksums": checksums,
+            "versions": about["versions"],
             "machine": {"cores": os.cpu_count(), "architecture": platform.machine()},
         }
-        counts = ", ".join(f"{part} {number}" for part, number in runs[0]["rows"].items())
+        counts = ", ".join(f"{part} {number}" for part, number in about["rows"].items())
         text = [f"# {dataset}: {len(runs)} runs, {len(tried)} trials", "", f"Rows: {counts}."]
         text += [
             "Figures are of rows that no choice has seen. Mean ± standard deviation over runs."
@@ -395,9 +440,14 @@ def main():
     parser.add_argument("--draws", default=",".join(map(str, zoo_data.DRAWS)))
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--rounds", type=int, help="of training; default: one for each seed")
-    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument(
+        "--trials", type=int, default=6, help="trials of a model to run, or to choose from"
+    )
     parser.add_argument("--backend", choices=("tensorflow", "jax"), default="tensorflow")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "zoo")
+    parser.add_argument(
+        "--recorded", action="store_true", help="go on from the record in benchmarks/results/zoo/"
+    )
     arguments = parser.parse_args()
     needed = {"search": "data", "train": "data", "evaluate": "test"}.get(arguments.command)
     if needed and getattr(arguments, needed) is None:
@@ -409,6 +459,7 @@ def main():
     os.environ["KERAS_BACKEND"] = arguments.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     started = time.monotonic()
+    keep_freed_memory()
 
     def say(text):
         print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)

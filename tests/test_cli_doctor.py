@@ -90,6 +90,7 @@ def test_backend(tmp_path):
 
 def test_traps(monkeypatch):
     monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(doctor, "_uses_onednn", lambda environment: True)
     assert traps() == {}
     both = traps({"tensorflow": "2.21.0"})["TensorFlow"]
     assert (both.status, "uninstall both" in both.advice) == ("wrong", True)
@@ -108,8 +109,25 @@ def test_traps(monkeypatch):
     assert "keep_freed_memory" in traps(backend="jax")["malloc"].advice
     assert traps(**jax) == {}
     assert traps(backend="jax", environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}) == {}
+    monkeypatch.setattr(doctor, "_uses_onednn", lambda environment: False)
+    advice = traps()["malloc"].advice
+    assert "TF_ENABLE_ONEDNN_OPTS=1" in advice
+    assert "keep_freed_memory" in advice
+    assert "ONEDNN" not in traps(backend="jax")["malloc"].advice
+    assert traps(environment={"MALLOC_MMAP_MAX_": "0"}) == {}
     monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("", ""))
-    assert traps(backend="jax") == {}
+    assert traps(backend="jax") == traps() == {}
+
+
+def test_onednn_is_asked_for_or_chosen_by_the_processor(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    assert doctor._uses_onednn({}, cpuinfo)
+    cpuinfo.write_text("flags\t\t: fpu avx2 avx512f\n")
+    assert not doctor._uses_onednn({}, cpuinfo)
+    assert doctor._uses_onednn({"TF_ENABLE_ONEDNN_OPTS": "1"}, cpuinfo)
+    cpuinfo.write_text("flags\t\t: fpu avx2 avx512f avx512_vnni\n")
+    assert doctor._uses_onednn({}, cpuinfo)
+    assert not doctor._uses_onednn({"TF_ENABLE_ONEDNN_OPTS": "0"}, cpuinfo)
 
 
 def test_a_library_that_dies_is_wrong(monkeypatch):

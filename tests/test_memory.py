@@ -34,8 +34,8 @@ def test_freed_blocks_are_used_again():
     assert run("default") > 8
 
 
-@pytest.mark.parametrize(("backend", "calls"), [("jax", 1), ("tensorflow", 0)])
-def test_commands_keep_freed_memory_on_jax(backend, calls, monkeypatch):
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_commands_keep_freed_memory(backend, monkeypatch):
     from keras_exfm._cli import shared
 
     kept = []
@@ -43,4 +43,4 @@ def test_commands_keep_freed_memory_on_jax(backend, calls, monkeypatch):
     monkeypatch.setattr(shared.importlib, "import_module", lambda name: None)
     monkeypatch.setattr(shared, "keep_freed_memory", lambda: kept.append(True))
     shared.import_keras()
-    assert len(kept) == calls
+    assert kept == [True]

@@ -220,10 +220,12 @@ def check_traps(
         old = _minor(rs) < (0, 4)
         advice = "examples/keras_rs_retrieval_then_rank.py is tested with 0.4" if old else ""
         found.append(Finding("keras-rs", rs, "note" if old else "ok", advice))
-    if backend == "jax" and platform.libc_ver()[0] == "glibc":
+    without_onednn = backend == "tensorflow" and not _uses_onednn(environment)
+    if (backend == "jax" or without_onednn) and platform.libc_ver()[0] == "glibc":
         kept = "MALLOC_MMAP_MAX_" in environment or "glibc.malloc" in environment.get(
             "GLIBC_TUNABLES", ""
         )
+        reason = "TensorFlow uses no oneDNN on this processor (TF_ENABLE_ONEDNN_OPTS=1 does): "
         found.append(
             Finding("malloc", "set in the environment")
             if kept
@@ -231,11 +233,22 @@ def check_traps(
                 "malloc",
                 "glibc's default",
                 "note",
-                "on a CPU, kx.keep_freed_memory() at a script's start makes steps of large models "
-                "a quarter to a third shorter",
+                (reason if without_onednn else "on a CPU, ")
+                + "kx.keep_freed_memory() at a script's start spares each step thousands of page "
+                "faults",
             )
         )
     return found
+
+
+def _uses_onednn(environment: Mapping[str, str], cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether TensorFlow runs oneDNN's kernels, which have an allocator of their own."""
+    asked = environment.get("TF_ENABLE_ONEDNN_OPTS")
+    if asked is not None or not cpuinfo.exists():
+        return asked != "0"
+    # What TensorFlow chooses by itself on Linux (core/util, IsMklEnabled).
+    kinds = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+    return bool(kinds & set(cpuinfo.read_text().split()))
 
 
 def probe(backend: str, environment: Mapping[str, str], timeout_s: float = 180.0) -> Finding:

@@ -49,7 +49,7 @@ def use_backend(backend: Backend | None) -> None:
 def import_keras() -> None:
     """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr.
 
-    On JAX the process keeps what it frees from then on, see `keep_freed_memory`.
+    The process keeps what it frees from then on, see `keep_freed_memory`.
     """
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -60,8 +60,7 @@ def import_keras() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-    if os.environ["KERAS_BACKEND"] == "jax":
-        keep_freed_memory()
+    keep_freed_memory()
 
 
 def hour_span(text: str | None) -> tuple[int | None, int | None]:
