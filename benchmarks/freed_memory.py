@@ -6,7 +6,7 @@
 Trains models of the zoo by `fit` in batches of 4096 (8 ids of 10,000 rows each, the tables by Adam
 like all else), with and without `keep_freed_memory` at the start of the process: on JAX, and on
 TensorFlow with and without oneDNN's kernels (`TF_ENABLE_ONEDNN_OPTS`), which come with an allocator
-of their own. TensorFlow leaves them out by itself on a processor without AVX-512 VNNI. Batches come
+of their own. TensorFlow leaves them out by itself on an x86 processor without VNNI. Batches come
 from arrays in tensors (`in_memory`, shuffled), or from a `tf.data` pipeline with Python in it
 (`from_generator`), which is how `streaming.read` begins.
 
@@ -69,6 +69,7 @@ def worker(model: str, feed: str, memory: str, steps: int, epochs: int) -> None:
 
     from keras_exfm import Categorical, Schema, models
     from keras_exfm.datasets import in_memory
+    from keras_exfm.streaming.reader import without_autotune
 
     def used() -> np.ndarray:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -101,10 +102,11 @@ def worker(model: str, feed: str, memory: str, steps: int, epochs: int) -> None:
     counted = Epochs()
     data = in_memory(features, clicks, batch_size=BATCH, shuffle=True, seed=1)
     if feed == "generator":
-        batches = [(dict(x.items()), y) for x, y in data.as_numpy_iterator()]
-        data = tf.data.Dataset.from_generator(
+        batches = list(data.as_numpy_iterator())
+        python = tf.data.Dataset.from_generator(
             lambda: iter(batches), output_signature=data.element_spec
-        ).prefetch(2)
+        )
+        data = without_autotune(python.prefetch(2))
     ranker.fit(data, epochs=epochs + 1, callbacks=[counted], shuffle=False, verbose=0)
     keys = ("seconds", "system_seconds", "page_faults")
     result = [dict(zip(keys, spent, strict=True)) for spent in counted.spent[1:]]

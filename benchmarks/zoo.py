@@ -6,8 +6,9 @@
     python benchmarks/zoo.py summarize                     # benchmarks/results/zoo/
 
 `train` chooses settings by the trials in `runs/` and by those of the record in `benchmarks/results/
-zoo/`, so a search need not be run again. With `--recorded`, `search`, `train` and `summarize` take
-all that the record holds as finished and go on from there; those runs have no saved models.
+zoo/`, so a search need not be run again, and `summarize` adds to that record. With `--recorded`,
+`search` and `train` take what it holds as finished; those runs have no saved models. For a record
+of one's own from nothing, delete the old one.
 
 DIR holds `train_draw{2021,2022,2023}.csv.gz` and `valid.csv.gz` of Frappe_x1; with `--dataset
 ml1m` it is the MovieLens-1M Parquet file. Finished runs are skipped, so every command can be
@@ -17,20 +18,19 @@ The protocol is that of BARS: Adam at 0.001, batches of 4096, logloss, and after
 of held-out rows; an epoch without a better AUC divides the learning rate by 10, two in a row end
 the run, and the weights of the best epoch are the model. `valid` is halved by a hash of its rows:
 one half is used for all choices (epoch, setting), the other one for the figures. Every model has
-four trials (Wukong six on MovieLens-1M, see `zoo_settings.py`).
+four trials to run, Wukong six on MovieLens-1M (`zoo_settings.py`); the record says which were run.
 """
 
 import argparse
 import json
 import os
-import platform
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import zoo_data
-from _processes import keras_versions
+from _processes import keras_versions, machine
 from _records import write_json
 from zoo_settings import PUBLISHED, SETTINGS, setting_of, trials
 
@@ -196,14 +196,14 @@ def draws_of(dataset, arguments):
     return [int(d) for d in arguments.draws.split(",")] if dataset == "frappe_x1" else [0]
 
 
-def chosen(out, dataset, name, count):
-    """The setting of the best AUC of the first trials, its record, and its file if it has one.
+def chosen(out, dataset, name):
+    """The setting with the best AUC among the trials, its record, and its file if it has one.
 
     The base setting and no record where there is no trial.
     """
     best = (setting_of(dataset, name), None, None)
     kept = [r for r in recorded(dataset)["search"] if r["model"] == name]
-    for i, setting in enumerate(trials(dataset, name)[:count]):
+    for i, setting in enumerate(trials(dataset, name)):
         path = out / "search" / f"{name}-{i}.json"
         for record, file in ((read_json(path), path), *((r, None) for r in kept)):
             if same(record, setting):
@@ -223,23 +223,32 @@ def recorded(dataset):
     return read_json(RESULTS / f"{dataset}.json") or {"runs": [], "search": []}
 
 
-def identity(part, record):
-    """What a newer run of the same replaces: a trial by its setting, a run by draw and seed."""
-    of = {"search": ("setting",), "runs": ("draw", "seed")}[part]
-    return json.dumps([record["model"], *(record[key] for key in of)], sort_keys=True)
+def merged(older, newer, *keys):
+    """Both lists of records; a newer one takes the place of an older one with the same keys."""
+
+    def identity(record):
+        return json.dumps([record["model"], *(record[key] for key in keys)], sort_keys=True)
+
+    found = {identity(record): record for record in [*older, *newer]}
+    return sorted(found.values(), key=lambda r: (r["model"], r.get("trial", 0), r["seed"]))
 
 
-def with_recorded(arguments, dataset, part, records):
-    """`records`, and with `--recorded` those of the record that they do not replace."""
-    if not arguments.recorded:
-        return records
-    newer = {identity(part, record) for record in records}
-    older = [r for r in recorded(dataset)[part] if identity(part, r) not in newer]
-    if part == "runs":
-        # Of a setting that is no longer the best one found, a run is no figure of the model.
-        out = arguments.runs / dataset
-        older = [r for r in older if same(r, chosen(out, dataset, r["model"], arguments.trials)[0])]
-    return sorted(older + records, key=lambda r: (r["model"], r.get("trial", 0), r["seed"]))
+def runs_of(out, dataset, records, say=print):
+    """The runs that a model's figures are made from: those of its best setting.
+
+    Where none has been run with it yet, those of the setting that has the most.
+    """
+    figures = []
+    for name in SETTINGS:
+        mine = [r for r in records if r["model"] == name]
+        best = [r for r in mine if same(r, chosen(out, dataset, name)[0])]
+        if mine and not best:
+            settings = [r["setting"] for r in mine]
+            best = [r for r in mine if r["setting"] == max(settings, key=settings.count)]
+        if len(best) < len(mine):
+            say(f"{dataset}: {len(mine) - len(best)} runs of {name} with another setting left out")
+        figures += best
+    return figures
 
 
 def search(arguments, say):
@@ -247,7 +256,7 @@ def search(arguments, say):
     out = arguments.runs / arguments.dataset
     draw = draws_of(arguments.dataset, arguments)[0]
     data = load(arguments.dataset, arguments.data, draw)
-    known = with_recorded(arguments, arguments.dataset, "search", [])
+    known = recorded(arguments.dataset)["search"] if arguments.recorded else []
     for i in range(arguments.trials):
         for name in arguments.models:
             settings = trials(arguments.dataset, name)
@@ -263,15 +272,16 @@ def train(arguments, say):
     """Every model, draw and seed; a first round has every draw once, each with another seed."""
     out = arguments.runs / arguments.dataset
     draws, seeds = draws_of(arguments.dataset, arguments), arguments.seeds
-    known = {identity("runs", r) for r in with_recorded(arguments, arguments.dataset, "runs", [])}
+    known = recorded(arguments.dataset)["runs"] if arguments.recorded else []
     for turn in range(min(arguments.rounds or len(seeds), len(seeds))):
         for i, draw in enumerate(draws):
             seed, data = seeds[(turn + i) % len(seeds)], None
             for name in arguments.models:
                 target = out / f"{name}-{draw}-{seed}"
-                setting, found, path = chosen(out, arguments.dataset, name, arguments.trials)
+                setting, found, path = chosen(out, arguments.dataset, name)
                 about = {"model": name, "draw": draw}
-                if identity("runs", {**about, "seed": seed}) in known:
+                this = {**about, "seed": seed}
+                if any(same(r, setting) and this.items() <= r.items() for r in known):
                     continue
                 if same(read_json(out / f"{target.name}.json"), setting):
                     continue
@@ -347,17 +357,15 @@ def summarize(arguments, say):
     """Writes `benchmarks/results/zoo/<dataset>.{json,md}` from the finished runs."""
     for dataset, published in PUBLISHED.items():
         out = arguments.runs / dataset
-        runs = [read_json(path) for path in sorted(out.glob("*.json"))]
-        tried = [read_json(path) for path in sorted((out / "search").glob("*.json"))]
-        if not runs and not tried:
-            continue
+        old = recorded(dataset)
+        new = [read_json(path) for path in sorted(out.glob("*.json"))]
+        new_trials = [read_json(path) for path in sorted((out / "search").glob("*.json"))]
+        runs = runs_of(out, dataset, merged(old["runs"], new, "draw", "seed", "setting"), say)
+        tried = merged(old["search"], new_trials, "setting")
         # What does not differ from run to run, and so stands in the record only once.
-        about = (runs + tried)[0]
-        checksums = {k: v for r in runs + tried for k, v in r["checksums"].items()}
-        if arguments.recorded:
-            checksums = {**recorded(dataset).get("checksums", {}), **checksums}
-        runs = with_recorded(arguments, dataset, "runs", runs)
-        tried = with_recorded(arguments, dataset, "search", tried)
+        fresh = [{**old, **r} for r in (new + new_trials or [old])]
+        if not runs:
+            continue
 
         def rows(key, runs=runs):
             by_model = {name: [r[key] for r in runs if r["model"] == name] for name in SETTINGS}
@@ -379,12 +387,12 @@ def summarize(arguments, say):
             "models": {key: rows(key) for key in kinds},
             "runs": short(runs),
             "search": short(tried),
-            "rows": about["rows"],
-            "checksums": checksums,
-            "versions": about["versions"],
-            "machine": {"cores": os.cpu_count(), "architecture": platform.machine()},
+            "rows": fresh[0]["rows"],
+            "checksums": {k: v for r in [old, *fresh] for k, v in r.get("checksums", {}).items()},
+            "versions": distinct(old.get("versions", []), [r["versions"] for r in fresh]),
+            "machines": distinct(old.get("machines", []), [machine()] if new + new_trials else []),
         }
-        counts = ", ".join(f"{part} {number}" for part, number in about["rows"].items())
+        counts = ", ".join(f"{part} {number}" for part, number in fresh[0]["rows"].items())
         text = [f"# {dataset}: {len(runs)} runs, {len(tried)} trials", "", f"Rows: {counts}."]
         text += [
             "Figures are of rows that no choice has seen. Mean ± standard deviation over runs."
@@ -396,6 +404,11 @@ def summarize(arguments, say):
         write_json(RESULTS / f"{dataset}.json", rounded(summary))
         (RESULTS / f"{dataset}.md").write_text("\n".join(text) + "\n")
         say("\n".join(text))
+
+
+def distinct(old, new):
+    """Each of the values once, the older ones first."""
+    return [json.loads(text) for text in dict.fromkeys(map(json.dumps, [*old, *new]))]
 
 
 def best_trials(tried, dataset):
@@ -440,13 +453,11 @@ def main():
     parser.add_argument("--draws", default=",".join(map(str, zoo_data.DRAWS)))
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--rounds", type=int, help="of training; default: one for each seed")
-    parser.add_argument(
-        "--trials", type=int, default=6, help="trials of a model to run, or to choose from"
-    )
+    parser.add_argument("--trials", type=int, default=6, help="of a model, at most")
     parser.add_argument("--backend", choices=("tensorflow", "jax"), default="tensorflow")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "zoo")
     parser.add_argument(
-        "--recorded", action="store_true", help="go on from the record in benchmarks/results/zoo/"
+        "--recorded", action="store_true", help="take the record in benchmarks/results/zoo/ as done"
     )
     arguments = parser.parse_args()
     needed = {"search": "data", "train": "data", "evaluate": "test"}.get(arguments.command)

@@ -120,14 +120,20 @@ def test_traps(monkeypatch):
 
 
 def test_onednn_is_asked_for_or_chosen_by_the_processor(tmp_path):
-    cpuinfo = tmp_path / "cpuinfo"
-    assert doctor._uses_onednn({}, cpuinfo)
-    cpuinfo.write_text("flags\t\t: fpu avx2 avx512f\n")
-    assert not doctor._uses_onednn({}, cpuinfo)
-    assert doctor._uses_onednn({"TF_ENABLE_ONEDNN_OPTS": "1"}, cpuinfo)
-    cpuinfo.write_text("flags\t\t: fpu avx2 avx512f avx512_vnni\n")
-    assert doctor._uses_onednn({}, cpuinfo)
-    assert not doctor._uses_onednn({"TF_ENABLE_ONEDNN_OPTS": "0"}, cpuinfo)
+    def used(asked=None, flags=None):
+        cpuinfo = tmp_path / "cpuinfo"
+        if flags:
+            cpuinfo.write_text(f"flags\t\t: {flags}\n")
+        environment = {} if asked is None else {"TF_ENABLE_ONEDNN_OPTS": asked}
+        return doctor._uses_onednn(environment, cpuinfo)
+
+    assert used()
+    old, new = "fpu sse2 avx2 avx512f", "fpu sse2 avx2 avx512f avx512_vnni"
+    assert [used(flags=flags) for flags in (old, new, "asimd bf16")] == [False, True, True]
+    assert [used(asked, old) for asked in ("1", "TRUE", "0", "no", "")] == [True, True] + [
+        False
+    ] * 3
+    assert [used(asked, new) for asked in ("0", "false", "no", "")] == [False, False, True, True]
 
 
 def test_a_library_that_dies_is_wrong(monkeypatch):

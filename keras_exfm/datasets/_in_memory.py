@@ -32,6 +32,8 @@ def in_memory(
 
     JAX does not read arrays through `tf.data`; there the arrays themselves do as well.
 
+    Make it outside of a `tf.function`: in one, each call would begin with the first order again.
+
     Give `fit` its own `shuffle=False`, or Keras warns that it leaves the order to the dataset, and
     `validation_data=in_memory(...)`: it cannot split a dataset.
 
@@ -89,17 +91,17 @@ def in_memory(
     if shuffle:
         # Without Python in the pipeline: a generator in it, even for one number a pass, costs a
         # training step on TensorFlow 30,000 page faults where oneDNN's allocator is not in use.
-        with tf.device("CPU:0"):
-            passes = tf.Variable(-1, dtype=tf.int64, trainable=False)
-        numbers = tf.data.Dataset.from_tensors(1).map(
-            lambda one: passes.assign_add(tf.cast(one, tf.int64))
+        # Passes are counted by an iterator that all of them share.
+        passes = iter(tf.data.Dataset.range(np.iinfo(np.int64).max))
+        orders = tf.data.Dataset.from_tensors(np.int64(first_seed)).map(
+            lambda seed: tf.random.experimental.stateless_shuffle(
+                tf.range(count, dtype=tf.int64), [seed, next(passes)]
+            )
         )
-        rows = numbers.flat_map(
-            lambda number: tf.data.Dataset.from_tensor_slices(
-                tf.random.experimental.stateless_shuffle(
-                    tf.range(count, dtype=tf.int64), [first_seed, number]
-                )
-            ).batch(size)
+        rows = orders.flat_map(
+            lambda order: tf.data.Dataset.range(0, count, size).map(
+                lambda first: order[first : first + size]
+            )
         )
         take = tf.gather
     else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_name(name: str) -> None:
+    """Refuses what cannot be a column of a stream and an argument of a function."""
     if not isinstance(name, str) or not name.isidentifier():
         raise SchemaError(f"A feature name should be a Python identifier. Received: name={name!r}")
     if name in RESERVED_COLUMNS:
@@ -25,6 +26,7 @@ def check_name(name: str) -> None:
 
 
 def check_positive(feature: str, **values: int) -> None:
+    """Refuses what is no integer above 0, by the name it is given under."""
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise SchemaError(
@@ -34,6 +36,7 @@ def check_positive(feature: str, **values: int) -> None:
 
 
 def check_admission(feature: Categorical | MultiHot) -> None:
+    """Refuses an `admit_after` that is no count, or beside `hashed`."""
     if feature.admit_after is None:
         return
     check_positive(feature.name, admit_after=feature.admit_after)

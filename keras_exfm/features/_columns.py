@@ -79,9 +79,9 @@ def encode_column(feature: Feature, values: Any) -> np.ndarray:
 def _with_nulls(values: Any) -> Any:
     """A column of a kind that knows nulls, where NumPy would make floats of its integers."""
     if isinstance(values, np.ma.MaskedArray):
-        plain = np.array(values.data, object)
-        plain[np.ma.getmaskarray(values)] = None
-        return plain
+        objects = np.array(values.data, object)
+        objects[np.ma.getmaskarray(values)] = None
+        return objects
     kind = str(getattr(values, "type", ""))
     if getattr(values, "null_count", 0) or "list<" in kind:
         # Arrow's; in a list, what is null shows inside only.

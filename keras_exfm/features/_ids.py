@@ -71,6 +71,7 @@ def fold_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def is_null(value: Any) -> bool:
+    """Whether an object stands for nothing: `None`, a NaN, pandas' `NA` or `NaT`."""
     if isinstance(value, (float, np.floating)):
         return bool(np.isnan(value))
     # By name: pandas is no dependency.
@@ -141,4 +142,5 @@ def _fmix64(x: np.ndarray, out: np.ndarray, shifted: np.ndarray) -> None:
 
 
 def plain(value: Any) -> Any:
+    """NumPy's scalars as Python's, which messages show as a caller wrote them."""
     return value.item() if isinstance(value, np.generic) else value
