@@ -16,16 +16,18 @@ def keep_freed_memory() -> bool:
     glibc's `malloc` gets such blocks from the kernel and gives them back, so that every step begins
     with pages that the kernel has to clear. Kept, they are there: a training step of a three-layer
     Wukong at batch 2048 on JAX took two thirds of the time (see
-    `benchmarks/results/wukong-speed`), those of small models at batch 4096 three quarters
-    (`benchmarks/results/freed-memory`). TensorFlow has an allocator of its own where it runs
-    oneDNN's kernels, and nothing to gain there; on a processor without AVX-512 VNNI it runs without
-    them (unless `TF_ENABLE_ONEDNN_OPTS=1`), and with Python in the pipeline of its batches, as with
-    `streaming.read`, a step of a small model took twice its time. The process holds on to up to 2
-    GiB.
+    `benchmarks/results/wukong-speed`). Once TensorFlow's threads are in the process, as where
+    `streaming.read` feeds JAX, small models feel it too: of a 25 ms step of a small DLRM 7 went
+    into page faults. TensorFlow has an allocator of its own where it runs oneDNN's kernels, and
+    nothing to gain there: steps were 7 to 9 % longer. On an x86 processor without VNNI it runs
+    without them (unless `TF_ENABLE_ONEDNN_OPTS=1`), and with Python in the pipeline of its batches,
+    as with `streaming.read`, a step of a small DLRM took twice its time
+    (`benchmarks/results/freed-memory`). The process holds on to up to 2 GiB.
 
-    It acts on the whole process from the call on; call it once, before training. `keras-exfm`'s
-    commands do. On a GPU it does little. The environment variables `MALLOC_MMAP_MAX_=0`,
-    `MALLOC_ARENA_MAX=1`, `MALLOC_TOP_PAD_` and `MALLOC_TRIM_THRESHOLD_` do the same from outside.
+    It acts on the whole process from the call on; call it once, before training. `keras-exfm run`,
+    `demo`, `tune` and `export` do where it helps. On a GPU it does little. The environment
+    variables `MALLOC_MMAP_MAX_=0`, `MALLOC_ARENA_MAX=1`, `MALLOC_TOP_PAD_` and
+    `MALLOC_TRIM_THRESHOLD_` do the same from outside.
 
     Returns:
         Whether the C library took the settings: `False` where it is not glibc (macOS, musl).

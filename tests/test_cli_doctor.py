@@ -90,7 +90,7 @@ def test_backend(tmp_path):
 
 def test_traps(monkeypatch):
     monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(doctor, "_uses_onednn", lambda environment: True)
+    monkeypatch.setattr(doctor, "uses_onednn", lambda environment: True)
     assert traps() == {}
     both = traps({"tensorflow": "2.21.0"})["TensorFlow"]
     assert (both.status, "uninstall both" in both.advice) == ("wrong", True)
@@ -109,7 +109,7 @@ def test_traps(monkeypatch):
     assert "keep_freed_memory" in traps(backend="jax")["malloc"].advice
     assert traps(**jax) == {}
     assert traps(backend="jax", environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}) == {}
-    monkeypatch.setattr(doctor, "_uses_onednn", lambda environment: False)
+    monkeypatch.setattr(doctor, "uses_onednn", lambda environment: False)
     advice = traps()["malloc"].advice
     assert "TF_ENABLE_ONEDNN_OPTS=1" in advice
     assert "keep_freed_memory" in advice
@@ -117,23 +117,6 @@ def test_traps(monkeypatch):
     assert traps(environment={"MALLOC_MMAP_MAX_": "0"}) == {}
     monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("", ""))
     assert traps(backend="jax") == traps() == {}
-
-
-def test_onednn_is_asked_for_or_chosen_by_the_processor(tmp_path):
-    def used(asked=None, flags=None):
-        cpuinfo = tmp_path / "cpuinfo"
-        if flags:
-            cpuinfo.write_text(f"flags\t\t: {flags}\n")
-        environment = {} if asked is None else {"TF_ENABLE_ONEDNN_OPTS": asked}
-        return doctor._uses_onednn(environment, cpuinfo)
-
-    assert used()
-    old, new = "fpu sse2 avx2 avx512f", "fpu sse2 avx2 avx512f avx512_vnni"
-    assert [used(flags=flags) for flags in (old, new, "asimd bf16")] == [False, True, True]
-    assert [used(asked, old) for asked in ("1", "TRUE", "0", "no", "")] == [True, True] + [
-        False
-    ] * 3
-    assert [used(asked, new) for asked in ("0", "false", "no", "")] == [False, False, True, True]
 
 
 def test_a_library_that_dies_is_wrong(monkeypatch):

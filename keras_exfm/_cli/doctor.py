@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from keras_exfm import __version__
-from keras_exfm._cli.shared import Backend, BackendOption, console
+from keras_exfm._cli.shared import Backend, BackendOption, console, uses_onednn
 
 Status = Literal["ok", "note", "wrong"]
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[bold red]wrong[/]"}
@@ -220,7 +220,7 @@ def check_traps(
         old = _minor(rs) < (0, 4)
         advice = "examples/keras_rs_retrieval_then_rank.py is tested with 0.4" if old else ""
         found.append(Finding("keras-rs", rs, "note" if old else "ok", advice))
-    without_onednn = backend == "tensorflow" and not _uses_onednn(environment)
+    without_onednn = backend == "tensorflow" and not uses_onednn(environment)
     if (backend == "jax" or without_onednn) and platform.libc_ver()[0] == "glibc":
         kept = "MALLOC_MMAP_MAX_" in environment or "glibc.malloc" in environment.get(
             "GLIBC_TUNABLES", ""
@@ -238,20 +238,6 @@ def check_traps(
             else Finding("malloc", "glibc's default", "note", advice)
         )
     return found
-
-
-def _uses_onednn(environment: Mapping[str, str], cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether TensorFlow runs oneDNN's kernels, which have an allocator of their own.
-
-    Where that is not known (other processors than x86), yes.
-    """
-    asked = environment.get("TF_ENABLE_ONEDNN_OPTS", "").lower()
-    if asked in ("0", "false", "1", "true"):
-        return asked in ("1", "true")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    # What TensorFlow chooses by itself on Linux (core/util, IsMklEnabled).
-    kinds = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
-    return "sse2" not in flags or bool(kinds & flags)
 
 
 def probe(backend: str, environment: Mapping[str, str], timeout_s: float = 180.0) -> Finding:

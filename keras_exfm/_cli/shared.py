@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,7 +50,8 @@ def use_backend(backend: Backend | None) -> None:
 def import_keras() -> None:
     """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr.
 
-    The process keeps what it frees from then on, see `keep_freed_memory`.
+    On JAX, and on TensorFlow without oneDNN, the process keeps what it frees from then on, see
+    `keep_freed_memory`; on TensorFlow with oneDNN that would gain nothing.
     """
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -60,7 +62,22 @@ def import_keras() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-    keep_freed_memory()
+    if os.environ["KERAS_BACKEND"] == "jax" or not uses_onednn(os.environ):
+        keep_freed_memory()
+
+
+def uses_onednn(environment: Mapping[str, str], cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether TensorFlow runs oneDNN's kernels, which have an allocator of their own.
+
+    Where that is not known (other processors than x86), yes.
+    """
+    asked = environment.get("TF_ENABLE_ONEDNN_OPTS", "").lower()
+    if asked in ("0", "false", "1", "true"):
+        return asked in ("1", "true")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    # What TensorFlow chooses by itself on Linux (core/util, IsMklEnabled).
+    kinds = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+    return "sse2" not in flags or bool(kinds & flags)
 
 
 def hour_span(text: str | None) -> tuple[int | None, int | None]:
