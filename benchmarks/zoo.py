@@ -35,6 +35,7 @@ from _records import write_json
 from zoo_settings import PUBLISHED, SETTINGS, setting_of, trials
 
 from keras_exfm import keep_freed_memory
+from keras_exfm._cli.shared import uses_onednn
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "zoo"
@@ -362,10 +363,11 @@ def summarize(arguments, say):
         new_trials = [read_json(path) for path in sorted((out / "search").glob("*.json"))]
         runs = runs_of(out, dataset, merged(old["runs"], new, "draw", "seed", "setting"), say)
         tried = merged(old["search"], new_trials, "setting")
-        # What does not differ from run to run, and so stands in the record only once.
-        fresh = [{**old, **r} for r in (new + new_trials or [old])]
         if not runs:
             continue
+        # What does not differ from run to run, and so stands in the record only once.
+        fresh = new + new_trials
+        rows_of_parts = (fresh or [old])[0]["rows"]
 
         def rows(key, runs=runs):
             by_model = {name: [r[key] for r in runs if r["model"] == name] for name in SETTINGS}
@@ -387,12 +389,12 @@ def summarize(arguments, say):
             "models": {key: rows(key) for key in kinds},
             "runs": short(runs),
             "search": short(tried),
-            "rows": fresh[0]["rows"],
+            "rows": rows_of_parts,
             "checksums": {k: v for r in [old, *fresh] for k, v in r.get("checksums", {}).items()},
             "versions": distinct(old.get("versions", []), [r["versions"] for r in fresh]),
-            "machines": distinct(old.get("machines", []), [machine()] if new + new_trials else []),
+            "machines": distinct(old.get("machines", []), [machine()] if fresh else []),
         }
-        counts = ", ".join(f"{part} {number}" for part, number in fresh[0]["rows"].items())
+        counts = ", ".join(f"{part} {number}" for part, number in rows_of_parts.items())
         text = [f"# {dataset}: {len(runs)} runs, {len(tried)} trials", "", f"Rows: {counts}."]
         text += [
             "Figures are of rows that no choice has seen. Mean ± standard deviation over runs."
@@ -470,7 +472,8 @@ def main():
     os.environ["KERAS_BACKEND"] = arguments.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     started = time.monotonic()
-    keep_freed_memory()
+    if arguments.backend == "jax" or not uses_onednn(os.environ):
+        keep_freed_memory()
 
     def say(text):
         print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)

@@ -65,6 +65,8 @@ def test_a_record_grows(zoo, summary):
     again, made = summary([record(zoo, "FM", 0.9)], [])
     assert again["FM"] == (1, 0.9)
     assert (len(made["runs"]), made["versions"]) == (3, [{"keras": "3"}])
+    # Nothing new leaves it as it is.
+    assert summary([], [])[1] == made
 
 
 def test_runs_of_two_settings_are_not_mixed(zoo, summary):
