@@ -362,12 +362,10 @@ def summarize(arguments, say):
         new = [read_json(path) for path in sorted(out.glob("*.json"))]
         new_trials = [read_json(path) for path in sorted((out / "search").glob("*.json"))]
         runs = runs_of(out, dataset, merged(old["runs"], new, "draw", "seed", "setting"), say)
-        tried = merged(old["search"], new_trials, "setting")
-        if not runs:
-            continue
-        # What does not differ from run to run, and so stands in the record only once.
+        tried = merged(old["search"], new_trials, "draw", "seed", "setting")
         fresh = new + new_trials
-        rows_of_parts = (fresh or [old])[0]["rows"]
+        if not runs or not fresh:
+            continue
 
         def rows(key, runs=runs):
             by_model = {name: [r[key] for r in runs if r["model"] == name] for name in SETTINGS}
@@ -389,12 +387,13 @@ def summarize(arguments, say):
             "models": {key: rows(key) for key in kinds},
             "runs": short(runs),
             "search": short(tried),
-            "rows": rows_of_parts,
+            # What does not differ from run to run stands in the record only once.
+            "rows": fresh[0]["rows"],
             "checksums": {k: v for r in [old, *fresh] for k, v in r.get("checksums", {}).items()},
             "versions": distinct(old.get("versions", []), [r["versions"] for r in fresh]),
-            "machines": distinct(old.get("machines", []), [machine()] if fresh else []),
+            "machines": distinct(old.get("machines", []), [machine()]),
         }
-        counts = ", ".join(f"{part} {number}" for part, number in rows_of_parts.items())
+        counts = ", ".join(f"{part} {number}" for part, number in fresh[0]["rows"].items())
         text = [f"# {dataset}: {len(runs)} runs, {len(tried)} trials", "", f"Rows: {counts}."]
         text += [
             "Figures are of rows that no choice has seen. Mean ± standard deviation over runs."
