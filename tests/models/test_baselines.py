@@ -425,8 +425,10 @@ def test_training_and_round_trip(case, tmp_path):
     label = (np.arange(64) % 3 == 0).astype("float32")
     model.fit(batch(64), label, batch_size=64, verbose=0)
     for v in model.trainable_variables:
-        # A bias just before a BatchNorm is subtracted again.
+        # A shift that is the same for all rows is subtracted again by the next BatchNorm.
         if case == "afn" and v.path.endswith("bias") and v.path.startswith(("afn-", "dnn-")):
+            continue
+        if v.path.endswith("exp_norm/beta"):
             continue
         assert not np.array_equal(to_numpy(v), before[v.path]), v.path
 
