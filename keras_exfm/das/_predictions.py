@@ -12,7 +12,8 @@ import pyarrow.dataset as pads
 from keras_exfm.streaming import StreamError
 from keras_exfm.streaming._hour_writer import HourWriter, commit_hour
 from keras_exfm.streaming.columns import own_column, sized
-from keras_exfm.streaming.stream import create_table, table_filesystem
+from keras_exfm.streaming.stream import table_filesystem
+from keras_exfm.streaming.writing import create_table
 
 if TYPE_CHECKING:
     from keras_exfm.das.job import Job

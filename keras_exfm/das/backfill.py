@@ -16,7 +16,8 @@ from keras_exfm.das.job import Job, JobError
 from keras_exfm.das.worker import Step, Worker
 from keras_exfm.streaming import Stream, StreamError
 from keras_exfm.streaming._hour_writer import NOTE_KEY, HourWriter
-from keras_exfm.streaming.stream import table_filesystem, with_teachers
+from keras_exfm.streaming.stream import table_filesystem
+from keras_exfm.streaming.writing import with_teachers
 
 Hours = tuple[int | None, int | None]
 _TRIES = 5

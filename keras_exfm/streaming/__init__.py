@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Any
 from keras_exfm.streaming import partitions
 from keras_exfm.streaming.columns import MS_PER_HOUR, StreamError
 from keras_exfm.streaming.reader import read
-from keras_exfm.streaming.stream import (
-    Stream,
-    committed_through,
-    hours,
-    read_hour,
-    skip_hour,
-    write_hour,
-)
+from keras_exfm.streaming.stream import Stream, committed_through, hours, read_hour
+from keras_exfm.streaming.writing import skip_hour, write_hour
 
 if TYPE_CHECKING:
     from keras_exfm.streaming.stream_checkpoint import StreamCheckpoint
