@@ -9,7 +9,8 @@ factorization machine block ("fmb"), the linear compression block ("lcb"), the r
 last two together. Writes benchmarks/results/ablations/<model>: `runs.csv` (every seed),
 `summary.csv` (mean and standard deviation of the loss in percent of the whole model's, over seeds,
 beside the paper's figures) and `run.json` (command, settings, checksum of the data, versions,
-machine). What came out, and what it says: README.md there.
+machine). What came out, and what it says: README.md there. The same on
+real clicks: `benchmarks/ablations_stream.py`.
 """
 
 import argparse
@@ -100,10 +101,12 @@ class AblatedWukongLayer(keras.layers.Layer):
         return (input_shape[0], self.n_fmb + self.n_lcb, input_shape[2])
 
 
-def network(schema, zero, dim, num_layers, n_fmb, n_lcb, rank, mlp_units, head_units):
-    """Wukong from ablated layers. The tables are plain weights: they are tiny here."""
+def network(
+    schema, zero, dim, num_layers, n_fmb, n_lcb, rank, mlp_units, head_units, optimizer=None
+):
+    """Wukong from ablated layers. Without `optimizer` the tables are plain weights."""
     inputs = schema.inputs()
-    x = FeatureEmbedding(schema, dim, optimizer=None, name="embedding")(inputs)
+    x = FeatureEmbedding(schema, dim, optimizer=optimizer, name="embedding")(inputs)
     for i in range(num_layers):
         x = AblatedWukongLayer(n_fmb, n_lcb, rank, mlp_units, zero=zero, name=f"layer-{i}")(x)
     x = keras.layers.Flatten(name="flat")(x)
