@@ -196,6 +196,20 @@ def summarize(rows):
     return summary
 
 
+def record(out, rows, about):
+    """Writes the files of a record, and prints its summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    summary = summarize(rows)
+    write_csv(out / "runs.csv", rows)
+    write_csv(out / "summary.csv", summary)
+    (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    for row in summary:
+        print(
+            f"{row['zero']:14} {row['loss_percent']:+7.3f} % (sd {row['deviation']:.3f}), "
+            f"paper {row['paper_percent']:+.2f} %"
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="deep", choices=tuple(MODELS))
@@ -225,11 +239,6 @@ def main():
             said = f"{time.monotonic() - started:5.0f} s  seed {seed}  {name:14} {loss:.5f}"
             log.append(said)
             print(said, flush=True)
-    out = Path(arguments.out) / arguments.model
-    out.mkdir(parents=True, exist_ok=True)
-    summary = summarize(rows)
-    write_csv(out / "runs.csv", rows)
-    write_csv(out / "summary.csv", summary)
     about = {
         "command": shlex.join(["python", "benchmarks/ablations.py", *options]),
         "data": DATA,
@@ -240,13 +249,9 @@ def main():
         "versions": keras_versions(),
         "machine": machine(),
     }
-    (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    out = Path(arguments.out) / arguments.model
+    record(out, rows, about)
     (out / "log.txt").write_text("\n".join(log) + "\n")
-    for row in summary:
-        print(
-            f"{row['zero']:14} {row['loss_percent']:+7.3f} % (sd {row['deviation']:.3f}), "
-            f"paper {row['paper_percent']:+.2f} %"
-        )
 
 
 if __name__ == "__main__":

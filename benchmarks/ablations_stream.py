@@ -11,7 +11,6 @@ globo-<layers>. Negatives are sampled, see `keras_exfm.datasets.globo`.
 """
 
 import argparse
-import json
 import os
 import shlex
 import time
@@ -23,8 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 from _processes import keras_versions, machine
-from _records import data_of, recorded, write_csv
-from ablations import ABLATIONS, RESULTS, network, summarize
+from _records import data_of, recorded
+from ablations import ABLATIONS, RESULTS, network, record
 from zoo_stream import BATCH, CLIP, FIGURES, SETTINGS, prepare
 
 from keras_exfm import keep_freed_memory
@@ -86,11 +85,6 @@ def main():
         for seed in map(int, options.seeds.split(","))
         for name in ABLATIONS
     ]
-    out = RESULTS / f"globo-{options.layers}"
-    out.mkdir(parents=True, exist_ok=True)
-    summary = summarize(rows)
-    write_csv(out / "runs.csv", rows)
-    write_csv(out / "summary.csv", summary)
     words = f"--seeds {options.seeds} --layers {options.layers}"
     words += f" --user-fraction {options.user_fraction}"
     script = "python benchmarks/ablations_stream.py --data DIR --out FOLDER"
@@ -108,12 +102,7 @@ def main():
         "versions": keras_versions(),
         "machine": machine(),
     }
-    (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
-    for row in summary:
-        print(
-            f"{row['zero']:14} {row['loss_percent']:+7.3f} % (sd {row['deviation']:.3f}), "
-            f"paper {row['paper_percent']:+.2f} %"
-        )
+    record(RESULTS / f"globo-{options.layers}", rows, about)
 
 
 if __name__ == "__main__":
