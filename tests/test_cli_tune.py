@@ -57,6 +57,21 @@ def test_search_then_toml_for_run_then_go_on(tmp_path, backend):
     assert teacher.options == student.options
     assert len(list(out.glob("search/trial_*"))) == 2
 
+    # What the trials were made with may not change under them.
+    best = (out / "best.toml").read_bytes()
+    for change, words in (
+        (("--fix", "dim=4"), "fixed: "),
+        (("--batch-size", 32), "batch_size: 64 (now: 32)"),
+        (("--budget-mflop", 0.005), "budget: "),
+    ):
+        refused = call(*command, *change, "--trials", 2)
+        text = " ".join((refused.output + (refused.stderr or "")).split())
+        assert refused.exit_code == 1
+        assert "holds a search with other settings" in text
+        assert words in text
+        assert "--fresh" in text
+    assert (out / "best.toml").read_bytes() == best
+
 
 @pytest.mark.slow
 def test_a_process_for_each_trial(tmp_path, backend):

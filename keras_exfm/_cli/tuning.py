@@ -121,6 +121,15 @@ class Job:
             **options,
         )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must not change while the search goes on."""
+        free = ("out", "trials", "trials_per_process")
+        found = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        if "://" not in self.data:
+            found["data"] = str(Path(self.data).resolve())
+        return found
+
     def run(self, search: Any) -> None:
         """Runs trials until there is none left."""
         from keras_exfm.streaming.stream import as_stream
@@ -200,12 +209,13 @@ def tune(
     """Search for the best widths, depths and rates of a model within a budget.
 
     Each trial trains on the stream in a single pass; its progressive validation is the score. The
-    same command goes on with a search that was stopped. Writes the best configuration as TOML, to
+    same command goes on with a search that was stopped, also with more trials; with other settings
+    it is refused. Writes the best configuration as TOML, to
     be put into a file for `keras-exfm run`.
 
     [bold]Example[/]
 
-      keras-exfm tune --model wukong --budget-mflop 20 --data runs/demo/labelled --trials 30
+      keras-exfm tune --model wukong --budget-mflop 20 --data runs/demo/seed-1/labelled --trials 30
     """
     with readable_errors():
         folder = out or Path("runs") / f"tune-{model.lower()}"
@@ -238,7 +248,12 @@ def tune(
         if fresh:
             shutil.rmtree(folder / "search", ignore_errors=True)
         import_keras()
+        from keras_exfm.tuner._settings import check_settings, write_settings
+
+        kept = folder / "search" / "command.json"
+        check_settings(kept, job.settings)
         search = job.search()
+        write_settings(kept, job.settings)
         with _Watch(folder, trials) as watch:
             if workers or trials_per_process:
                 _in_processes(job, workers, watch)

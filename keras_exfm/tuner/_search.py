@@ -12,6 +12,7 @@ import keras
 import keras_tuner
 
 from keras_exfm.tuner._oracle import BudgetedOracle, Meter, replace_json
+from keras_exfm.tuner._settings import check_settings, settings_of, write_settings
 from keras_exfm.tuner.budget import Budget
 from keras_exfm.tuner.cost import Cost
 
@@ -68,6 +69,10 @@ class Search(keras_tuner.Tuner):
             seed=None if seed is None else seed + 1,
             **oracle_options,
         )
+        kept = project / "settings.json"
+        settings = settings_of(hypermodel, oracle.objective, budget)
+        if not overwrite:
+            check_settings(kept, settings)
         if (project / "oracle.json").exists() and not overwrite:
             # KerasTuner reloads a search only if it has a file of the tuner's own, which it writes
             # at the end of the first trial, and in place.
@@ -89,6 +94,7 @@ class Search(keras_tuner.Tuner):
         # Draws are made from the oracle that this process has; a worker's is the chief's.
         if isinstance(self.oracle, BudgetedOracle):
             self.oracle.check_budget()
+        write_settings(kept, settings)
 
     def search(self, *args: Any, **kwargs: Any) -> None:
         """As KerasTuner's, but for `trials_here`."""

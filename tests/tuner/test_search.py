@@ -201,6 +201,37 @@ def test_impossible_budget_is_refused_at_the_start(tmp_path):
         RandomSearch(Scored(), NE, budget=20, directory=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("fixed", "space", "options", "words"),
+    [
+        ({"dropout": 0.1}, None, {}, r"fixed dropout: 0.0 \(now: 0.1\)"),
+        ({}, {**SPACE, "dim": [2, 4]}, {}, r"space dim: .*\(2, 4, 8\).*now: .*\(2, 4\)"),
+        ({}, None, {"budget": None}, "budget: .*now: None"),
+        ({}, None, {"objective": objectives.auc("progressive")}, "objective: .*now: .*auc"),
+    ],
+)
+def test_a_search_of_something_else_is_not_gone_on_with(fixed, space, options, words, tmp_path):
+    run(RandomSearch, Scored(), tmp_path, max_trials=2, budget=TIGHT, seed=1)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*.json")}
+    asked = {"objective": NE, "budget": TIGHT, "max_trials": 2, **options}
+    with pytest.raises(ValueError, match=f"holds a search with other settings.*{words}"):
+        RandomSearch(Scored(space, fixed), directory=tmp_path, seed=1, **asked)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*.json")} == before
+    # More trials are no other search; discarding the old one is what the message says.
+    more = run(RandomSearch, Scored(), tmp_path, max_trials=3, budget=TIGHT, seed=1)
+    assert len(more.results()) == 3
+    anew = RandomSearch(Scored(space, fixed), directory=tmp_path, overwrite=True, **asked)
+    assert anew.results() == []
+
+
+def test_a_search_without_trials_may_become_another_one(tmp_path):
+    RandomSearch(Scored(), NE, max_trials=2, directory=tmp_path)
+    other = run(RandomSearch, Scored(fixed={"dropout": 0.1}), tmp_path, max_trials=1)
+    assert len(other.results()) == 1
+    with pytest.raises(ValueError, match="fixed dropout"):
+        RandomSearch(Scored(), NE, max_trials=2, directory=tmp_path)
+
+
 def test_arrays_and_functions_search_too(tmp_path):
     x, y = streams.arrays()
 
