@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -159,13 +159,20 @@ class Run:
         if note.exists():
             held = json.loads(note.read_text())
             changed = sorted(key for key in fixed if _given(held.get(key)) != _given(fixed[key]))
+            changed = [key for key in changed if self._depends_on(key)]
             if changed:
+                detail = "; ".join(_differences(held, fixed, changed))
                 raise ConfigError(
-                    f"{self.directory} holds a run with other settings for {changed}. Choose "
-                    "another folder, or start over (--fresh)."
+                    f"{self.directory} holds a run with other settings for {changed}: {detail}. "
+                    "Choose another folder, or start over (--fresh)."
                 )
         self.directory.mkdir(parents=True, exist_ok=True)
         _write(note, fixed)
+
+    def _depends_on(self, key: str) -> bool:
+        """Whether the folder holds what was made with a setting: a mistake may be put right."""
+        made = {path.name.partition("-")[0] for path in self.directory.iterdir()}
+        return "seed" in made or (key == "data" and "data" in made)
 
     def _fixed(self) -> dict[str, Any]:
         """What must not change while a run goes on: all that stream and teacher depend on."""
@@ -452,6 +459,18 @@ def _given(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _given(each) for key, each in value.items() if each is not None}
     return value
+
+
+def _differences(held: Any, asked: Any, keys: Iterable[str], path: str = "") -> Iterator[str]:
+    """What differs below some keys, in words."""
+    for key in keys:
+        old, new = _given(held.get(key)), _given(asked.get(key))
+        name = f"{path}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+            yield from _differences(old, new, inner, f"{name}.")
+        else:
+            yield f"{name} {old!r} (now {new!r})"
 
 
 def _write(path: Path, value: Any) -> None:

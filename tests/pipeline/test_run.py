@@ -229,8 +229,42 @@ def test_another_teacher_in_the_same_folder_is_refused(finished):
     _, folder, _ = finished
     changed = tree()
     changed["teacher"]["learning_rate"] = 0.5
-    with pytest.raises(ConfigError, match=r"other settings for \['teacher'\]"):
+    words = r"other settings for \['teacher'\]: teacher.learning_rate [\d.]+ \(now 0.5\)\. "
+    with pytest.raises(ConfigError, match=words):
         Run(parse(changed), folder).execute()
+
+
+def test_a_mistake_at_the_start_can_be_put_right(finished, tmp_path, monkeypatch):
+    """Nothing was made with it yet."""
+
+    def train_hour(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "train_hour", train_hour)
+    data = {"source": "prepared", "path": str(finished[1] / "data")}
+    nowhere = {"source": "prepared", "path": str(tmp_path / "nowhere")}
+    with pytest.raises(ConfigError, match="no prepared data set there"):
+        Run(parse(tree(data=nowhere)), tmp_path / "run").execute()
+    wrong = tree(data=data)
+    wrong["teacher"]["options"]["widht"] = 3
+    with pytest.raises(ConfigError, match="widht"):
+        Run(parse(wrong), tmp_path / "run").execute()
+    with pytest.raises(KeyboardInterrupt):
+        Run(parse(tree(data=data)), tmp_path / "run").execute()
+    # Now the service has begun.
+    with pytest.raises(ConfigError, match=r"\['data'\]: data.path '.*data' \(now '.*nowhere'\)"):
+        Run(parse(tree(data=nowhere)), tmp_path / "run").execute()
+
+
+def test_a_stream_that_was_made_is_of_its_settings(tmp_path):
+    wrong = tree()
+    wrong["teacher"]["options"]["widht"] = 3
+    with pytest.raises(ConfigError, match="widht"):
+        Run(parse(wrong), tmp_path / "run").execute()
+    other = tree()
+    other["data"]["options"]["seed"] = 99
+    with pytest.raises(ConfigError, match=r"\['data'\]: data.options.seed .*now 99"):
+        Run(parse(other), tmp_path / "run").execute()
 
 
 def test_whether_sums_are_compared_makes_no_other_run(tmp_path):
