@@ -101,7 +101,7 @@ def readable_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print("[yellow]Interrupted.[/] The same command goes on from here.")
         raise typer.Exit(130) from None
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, FileNotFoundError, OSError, ImportError) as error:
         if os.environ.get("KERAS_EXFM_TRACEBACK"):
             raise
         errors.print(f"[bold red]Error[/] {escape(str(error))}")
