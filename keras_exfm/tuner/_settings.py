@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,13 @@ def settings_of(hypermodel: Any, objective: Any, budget: Budget | None) -> Setti
         for kind in ("fixed", "space"):
             given = getattr(level, kind, None)
             if isinstance(given, Mapping):
-                found |= {f"{kind} {name}": repr(value) for name, value in given.items()}
+                found |= {f"{kind} {name}": _words(value) for name, value in given.items()}
     return found
+
+
+def _words(value: Any) -> str:
+    """The same in every process: functions and objects are shown with their addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def check_settings(file: Path, settings: Settings) -> None:

@@ -232,6 +232,21 @@ def test_a_search_without_trials_may_become_another_one(tmp_path):
         RandomSearch(Scored(), NE, max_trials=2, directory=tmp_path)
 
 
+def test_objects_among_the_fixed_values_do_not_make_another_search(tmp_path):
+    """As in another process, where the function lies elsewhere."""
+
+    def initializer():
+        def zeros(shape, dtype=None):
+            return keras.ops.zeros(shape, dtype)
+
+        return zeros
+
+    for trials in (1, 2):
+        hypermodel = Scored(fixed={"embeddings_initializer": initializer()})
+        search = run(RandomSearch, hypermodel, tmp_path, max_trials=trials)
+    assert len(search.results()) == 2
+
+
 def test_arrays_and_functions_search_too(tmp_path):
     x, y = streams.arrays()
 
