@@ -1,6 +1,7 @@
 """`keras-exfm tune`."""
 
 import io
+import sys
 import tomllib
 
 import pytest
@@ -139,6 +140,21 @@ def test_mistakes_are_explained(arguments, message, tmp_path):
     result = call(*arguments, "--data", stream, "--out", tmp_path / "out")
     assert result.exit_code != 0
     assert message in " ".join((result.output + (result.stderr or "")).split())
+
+
+def test_a_missing_extra_is_told_in_a_line(tmp_path, monkeypatch):
+    stream = streams.write(tmp_path / "labelled", hours=1, count=8)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "keras_tuner"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [n for n in sys.modules if n.startswith("keras_exfm.tuner")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "keras_tuner", None)
+    result = call("--model", "dlrm", "--data", stream, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    text = " ".join((result.output + (result.stderr or "")).split())
+    assert "Error keras_exfm.tuner needs KerasTuner" in text
+    assert "pip install keras-exfm[tuner]" in text
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
