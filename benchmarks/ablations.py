@@ -9,8 +9,8 @@ factorization machine block ("fmb"), the linear compression block ("lcb"), the r
 last two together. Writes benchmarks/results/ablations/<model>: `runs.csv` (every seed),
 `summary.csv` (mean and standard deviation of the loss in percent of the whole model's, over seeds,
 beside the paper's figures) and `run.json` (command, settings, checksum of the data, versions,
-machine). What came out, and what it says: README.md there. The same on
-real clicks: `benchmarks/ablations_stream.py`.
+machine). What came out, and what it says: README.md there. The same on real clicks:
+`benchmarks/ablations_stream.py`.
 """
 
 import argparse

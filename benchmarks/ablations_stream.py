@@ -5,9 +5,10 @@
 What `benchmarks/ablations.py` does on synthetic clicks, on real ones: the Wukong of
 `benchmarks/zoo_stream.py`, on its stream, by progressive validation (each hour is predicted, then
 trained on, once; figures of days 4 to 10), with the rates and the size that were chosen for the
-whole model there. `--layers` makes it deeper. Runs that are recorded in `FOLDER/ablations` are not
-repeated. Writes `runs.csv`, `summary.csv` and `run.json` to benchmarks/results/ablations/
-globo-<layers>. Negatives are sampled, see `keras_exfm.datasets.globo`.
+whole model there. `--layers` makes it deeper. Runs that are recorded in
+`FOLDER/ablations/<backend>` are not repeated; `KERAS_BACKEND` is TensorFlow by default. Writes
+`runs.csv`, `summary.csv` and `run.json` to benchmarks/results/ablations/globo-<layers>. Negatives
+are sampled, see `keras_exfm.datasets.globo`.
 """
 
 import argparse
@@ -26,8 +27,7 @@ from _records import data_of, recorded
 from ablations import ABLATIONS, RESULTS, network, record
 from zoo_stream import BATCH, CLIP, FIGURES, SETTINGS, prepare
 
-from keras_exfm import keep_freed_memory
-from keras_exfm._cli.shared import uses_onednn
+from keras_exfm._cli.shared import keep_memory
 from keras_exfm.optimizers import RowwiseAdagrad
 from keras_exfm.streaming import progressive_validation
 
@@ -73,13 +73,13 @@ def run(stream, info, name, seed, model):
 
 def main():
     options = arguments()
-    if keras.backend.backend() == "jax" or not uses_onednn(os.environ):
-        keep_freed_memory()
+    keep_memory(keras.backend.backend())
     info = prepare(options)
     model = {**SETTINGS["Wukong"], "dim": DIM, "num_layers": options.layers}
+    folder = options.out / "ablations" / keras.backend.backend()
     rows = [
         recorded(
-            options.out / "ablations" / f"{options.layers}-{name.replace('+', '-')}-{seed}.json",
+            folder / f"{options.layers}-{name.replace('+', '-')}-{seed}.json",
             lambda name=name, seed=seed: run(options.out / "labelled", info, name, seed, model),
         )
         for seed in map(int, options.seeds.split(","))

@@ -34,8 +34,7 @@ from _processes import keras_versions, machine
 from _records import write_json
 from zoo_settings import PUBLISHED, SETTINGS, setting_of, trials
 
-from keras_exfm import keep_freed_memory
-from keras_exfm._cli.shared import uses_onednn
+from keras_exfm._cli.shared import keep_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "zoo"
@@ -471,8 +470,7 @@ def main():
     os.environ["KERAS_BACKEND"] = arguments.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     started = time.monotonic()
-    if arguments.backend == "jax" or not uses_onednn(os.environ):
-        keep_freed_memory()
+    keep_memory(arguments.backend)
 
     def say(text):
         print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)

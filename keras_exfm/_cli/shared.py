@@ -50,8 +50,7 @@ def use_backend(backend: Backend | None) -> None:
 def import_keras() -> None:
     """Imports Keras and TensorFlow without the lines that TensorFlow always writes to stderr.
 
-    On JAX, and on TensorFlow without oneDNN, the process keeps what it frees from then on, see
-    `keep_freed_memory`; on TensorFlow with oneDNN that would gain nothing.
+    From then on the process keeps what it frees, where that helps (`keep_memory`).
     """
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -62,7 +61,12 @@ def import_keras() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-    if os.environ["KERAS_BACKEND"] == "jax" or not uses_onednn(os.environ):
+    keep_memory(os.environ["KERAS_BACKEND"])
+
+
+def keep_memory(backend: str) -> None:
+    """`keep_freed_memory` on JAX and on TensorFlow without oneDNN; with it, there is no gain."""
+    if backend == "jax" or not uses_onednn(os.environ):
         keep_freed_memory()
 
 

@@ -210,8 +210,8 @@ def tune(
 
     Each trial trains on the stream in a single pass; its progressive validation is the score. The
     same command goes on with a search that was stopped, also with more trials; with other settings
-    it is refused. Writes the best configuration as TOML, to
-    be put into a file for `keras-exfm run`.
+    it is refused. Writes the best configuration as TOML, to be put into a file for
+    `keras-exfm run`.
 
     [bold]Example[/]
 
