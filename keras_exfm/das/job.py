@@ -24,6 +24,7 @@ from keras_exfm.das._predictions import named
 from keras_exfm.features import Schema, SchemaError
 from keras_exfm.streaming import partitions
 from keras_exfm.streaming.partitions import DatasetInfo
+from keras_exfm.toml_values import faults
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -219,11 +220,7 @@ class Job(_Strict):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            faults = [
-                f"{'.'.join(str(at) for at in fault['loc']) or 'job'}: {fault['msg']}"
-                for fault in error.errors()
-            ]
-            raise JobError("; ".join(faults)) from error
+            raise JobError("; ".join(faults(cls, error))) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Job:

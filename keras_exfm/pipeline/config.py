@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from keras_exfm.toml_values import faults
+
 
 class ConfigError(ValueError):
     """A run configuration that cannot be used, with every fault named."""
@@ -249,17 +251,8 @@ def parse(tree: dict[str, Any], source: str = "configuration") -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        faults = "\n".join(
-            f"  {'.'.join(str(part) for part in fault['loc']) or '(top)'}: {fault['msg']}. "
-            f"Received: {_short(fault['input'])}"
-            for fault in error.errors()
-        )
-        raise ConfigError(f"{source}:\n{faults}") from error
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        lines = "\n".join(f"  {fault}" for fault in faults(RunConfig, error))
+        raise ConfigError(f"{source}:\n{lines}") from error
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

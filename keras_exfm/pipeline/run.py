@@ -218,6 +218,12 @@ class Run:
             raise ConfigError(
                 f"evaluation.verticals: the stream has no {unknown}. It has {list(info.verticals)}."
             )
+        hours = info.last_hour - info.first_hour + 1
+        if self.config.evaluation.warmup_hours >= hours:
+            raise ConfigError(
+                f"evaluation.warmup_hours: the stream has {hours} hours, so none is left to "
+                f"measure. Received: {self.config.evaluation.warmup_hours}"
+            )
 
     def _teach(
         self, seed: int, source: Path, schema: Schema, info: DatasetInfo

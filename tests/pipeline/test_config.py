@@ -34,7 +34,12 @@ def test_baseline_is_the_first_student_without_teacher():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"studnts": []}, "studnts"),
+        ({"studnts": []}, "studnts: no such key. There are: name, description, seeds, data, "),
+        ({"students": [{"nme": "a"}]}, r"students\.0\.nme: .* There are: name, shared_head_"),
+        ({"students": [{}]}, r"students\.0\.name: Field required$"),
+        ({"data": {"source": "globo", "file": 1}}, r"file: .* There are: source, path, options"),
+        ({"data": {"source": "synthetic", "path": 1}}, r"path: .* There are: source, options$"),
+        ({"teacher": {"model": "Wukong", "depth": 1}}, r"depth: .*snapshot_hours, delay_hours"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "distinct"),
         ({"name": "../x"}, "name"),

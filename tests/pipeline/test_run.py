@@ -288,6 +288,11 @@ def test_foreign_folder_is_left_alone(tmp_path):
         ("student", {"model": "DLRM", "options": {"dims": 3}}, r"no options \['dims'\]"),
         ("student", {"model": "DLRM", "features": ["nope"]}, "nope"),
         ("evaluation", {"verticals": ["moon"]}, r"no \['moon'\].*feed"),
+        (
+            "evaluation",
+            {"verticals": ["feed"], "warmup_hours": 99},
+            r"the stream has \d+ hours, so none is left.*Received: 99",
+        ),
         ("students", [{"name": "a"}, {"name": "b", "auxiliary_head": {"unit": [3]}}], "unit"),
     ],
 )
