@@ -19,6 +19,7 @@ from rich.table import Table
 from keras_exfm._cli.shared import (
     BackendOption,
     console,
+    errors,
     hour_span,
     readable_errors,
     use_backend,
@@ -65,14 +66,20 @@ def run(
         settings = _job(job)
         use_backend(backend)
         from keras_exfm.das.worker import Worker, summary
+        from keras_exfm.streaming import StreamError
 
         begun = time.monotonic()
         worker = Worker(settings)
         try:
-            steps = []
+            if not worker.join.hours():
+                raise StreamError(_no_impressions(settings))
+            steps: list[Any] = []
+            remarks: dict[tuple[str, str], str] = {}
             for step in worker.steps(ended):
                 steps.append(step)
                 console.print(_line(step))
+                if step.remark:
+                    remarks.setdefault((step.kind, step.name), step.remark)
         finally:
             worker.close()
         done = summary(steps)
@@ -81,6 +88,8 @@ def run(
             f"[bold]{escape(settings.name)}[/] {told or 'nothing is due'} "
             f"[dim]({time.monotonic() - begun:.1f} s)[/]"
         )
+        for remark in remarks.values():
+            errors.print(f"[yellow]Note[/] {escape(remark)}.")
 
 
 @app.command()
@@ -278,6 +287,10 @@ def _job(path: Path) -> Any:
     from keras_exfm.das.job import Job
 
     return Job.load(path)
+
+
+def _no_impressions(job: Any) -> str:
+    return f"{job.source.rstrip('/')}/impressions: no hour of impressions (hour=<number>/*.parquet)"
 
 
 def _line(step: Any) -> str:

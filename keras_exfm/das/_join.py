@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 
 from keras_exfm.das._predictions import TEACHER_COLUMNS, named
 from keras_exfm.features import Schema
@@ -262,6 +263,32 @@ class HourJoin:
             raise self._explained(error, [part], part.where) from error
         finally:
             cursor.close()
+
+    def verticals(self, hour: int) -> list[str]:
+        """The values of `vertical` in the hour's impressions."""
+        column = self.partition(hour).dataset().to_table(columns=["vertical"]).column("vertical")
+        return sorted(str(value) for value in column.unique().to_pylist())
+
+    def check_folder(self, task: LabelTask) -> None:
+        """Refuses a source without the folder of a task's events, whose name may be misspelled.
+
+        Raises:
+            StreamError: Names the folders that are there.
+        """
+        files, root = _storage.filesystem(self.source, self.storage_options)
+        if files.get_file_info(f"{root}/{task.folder}").type == pafs.FileType.Directory:
+            return
+        found = [
+            info.base_name
+            for info in _storage.listing(files, root)
+            if info.type == pafs.FileType.Directory and info.base_name[0] not in "._"
+        ]
+        raise StreamError(
+            f"{_storage.join(self.source, task.folder)}: expected the folder of the events of "
+            f"{task.name!r}, since every label would be 0 without it. The source has the folders "
+            f"{found}. If there has been no event yet, make it, or write an hour without events "
+            "(streaming.partitions.write_labels)."
+        )
 
     def _remember(self, hour: int) -> Partition:
         part = self.partition(hour)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from keras_exfm.das._predictions import named
+
+_MANY = 100
 
 
 class Tally:
@@ -22,6 +25,7 @@ class Tally:
     def __init__(self, teachers: Iterable[str]) -> None:
         self.rows = self.positives = self.not_finite = 0
         self.scored = dict.fromkeys(teachers, 0)
+        self._least, self._most = math.inf, -math.inf
         self._aged = dict.fromkeys(self.scored, 0)
         self._age_s = dict.fromkeys(self.scored, 0.0)
 
@@ -38,6 +42,15 @@ class Tally:
         """Counts rows of a teacher's own table, whose columns do not have its name."""
         self.rows += len(rows)
         self._add_scores(teacher, rows, "")
+        span = pc.min_max(rows.column("teacher_logit")).as_py()
+        if span["min"] is not None:
+            self._least = min(self._least, span["min"])
+            self._most = max(self._most, span["max"])
+
+    @property
+    def looks_like_probabilities(self) -> bool:
+        """Whether all of many predictions lie in 0..1, as logits of clicks hardly ever do."""
+        return sum(self.scored.values()) >= _MANY and self._least >= 0 and self._most <= 1
 
     def _add_scores(self, teacher: str, rows: pa.Table, suffix: str) -> None:
         logit = rows.column(named("teacher_logit", suffix))

@@ -56,6 +56,8 @@ class Follower:
                 Defaults to `False`.
         """
         _tell("started", job=self.job.name, source=self.job.source, output=self.job.output)
+        if not self.worker.join.hours():
+            log.warning("no impressions yet", extra={"fields": {"source": self.job.source}})
         wait = self.job.follow.poll / 1000
         failures = 0
         try:
@@ -91,7 +93,8 @@ class Follower:
         return done
 
     def _observe(self, step: Step) -> None:
-        _tell("step", **{k: v for k, v in dataclasses.asdict(step).items() if v != {}})
+        said = dataclasses.asdict(step)
+        _tell("step", **{k: v for k, v in said.items() if v != {} and (k != "remark" or v)})
         if self.metrics is not None:
             self.metrics.observe(step)
             self.metrics.backlog.dec()

@@ -23,6 +23,7 @@ from keras_exfm.das._side_output import SideOutput
 from keras_exfm.das._tally import Tally
 from keras_exfm.das.engines import ConnectedEngine, Engine, PartitionEngine, Scored, make_engines
 from keras_exfm.das.job import Job
+from keras_exfm.das.snapshots import SnapshotStore
 from keras_exfm.streaming import StreamError, partitions
 
 Kind = Literal["score", "emit", "audit", "missed"]
@@ -45,6 +46,8 @@ class Step:
         not_finite: Rows whose teacher gave NaN or infinity.
         mean_age_s: Teacher -> its mean age over the rows that it scored, if it scored any.
         counts: Of an audit: reason -> events.
+        remark: What may be a mistake in the job: a teacher that has published nothing yet or
+            seems to give probabilities, a vertical that has not had a row yet.
         seconds: How long it took. Scoring runs beside other units, so the sum over units may be
             more than the time of the whole.
     """
@@ -59,6 +62,7 @@ class Step:
     not_finite: int = 0
     mean_age_s: dict[str, float] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    remark: str = ""
     seconds: float = 0.0
 
 
@@ -133,6 +137,8 @@ class Worker:
         self.predictions = Predictions.of(job)
         self.side = SideOutput(job.side, (job.side_options or None))
         self._checked: dict[int, int] = {}
+        # Hours without a row of a vertical whose table has not begun: nothing can say so on disk.
+        self._without_rows: set[tuple[str, int]] = set()
         # Collecting an iterator that was dropped takes it, wherever that happens.
         self._lock = threading.RLock()
         self._under_way: _Scoring | None = None
@@ -255,6 +261,7 @@ class Worker:
                 if (past is None or hour > past)
                 and (ended or hour + self.job.lag(name) < newest)
                 and hour not in missed
+                and (name, hour) not in self._without_rows
             ]
         for name, task in self.tasks.items():
             events = partitions.hours(self.job.source, task.folder, self.job.source_options or None)
@@ -310,7 +317,23 @@ class Worker:
         # Where the commit fails, the engine must know that its answers are not taken.
         with contextlib.closing(batches()) as found:
             committed = self.predictions[name].append(hour, found, self.note or {})
-        return Step("score", name, hour, committed, **tally.counts())
+        counts = tally.counts()
+        remark = "" if tally.scored[name] else self._no_teacher(name)
+        if tally.looks_like_probabilities:
+            remark = (
+                f"all {tally.scored[name]} predictions of the teacher {name!r} of hour {hour} lie "
+                "between 0 and 1: if they are probabilities, it has to give logits, log(p / (1-p))"
+            )
+        return Step("score", name, hour, committed, **counts, remark=remark)
+
+    def _no_teacher(self, name: str) -> str:
+        path = self.job.all_teachers[name].snapshots if name in self.job.all_teachers else None
+        if path is None or SnapshotStore(path).times():
+            return ""
+        return (
+            f"{path} holds no snapshot: rows go without a teacher until one is published; "
+            "`das backfill` fills them"
+        )
 
     def _scored(self, engine: Engine, hour: int) -> Generator[Scored, None, None]:
         where = self.join.where(hour)
@@ -354,6 +377,8 @@ class Worker:
             raise
 
     def _emit(self, hour: int, name: str) -> Step:
+        for task in self.job.tasks_of(name):
+            self.join.check_folder(task)
         if not self.engines:  # Else it was checked when it was scored.
             self._check(hour)
         # Without a teacher, rows have the columns of one without a name, all null.
@@ -373,6 +398,9 @@ class Worker:
         first = next(found, None)
         if first is None:
             committed = streaming.skip_hour(path, hour, app_id=APP_ID, storage_options=options)
+            if streaming.committed_through(path, APP_ID, options) is None:
+                self._without_rows.add((name, hour))
+                return Step("emit", name, hour, True, remark=self._no_rows(hour, name))
         else:
             committed = streaming.write_hour(
                 path,
@@ -386,6 +414,15 @@ class Worker:
                 other_teachers=True,
             )
         return Step("emit", name, hour, committed, **tally.counts())
+
+    def _no_rows(self, hour: int, name: str) -> str:
+        vertical = self.job.verticals[name]
+        asked = [f"verticals = {vertical.verticals}"] if vertical.verticals is not None else []
+        asked += [f"where = {vertical.where!r}"] if vertical.where is not None else []
+        return (
+            f"{name!r} has had no row yet. It asks for {' and '.join(asked)}; the column "
+            f"`vertical` holds {self.join.verticals(hour)} in hour {hour}"
+        )
 
     def _audit(self, hour: int, name: str) -> Step:
         self.join.forget(hour - self.join.reach)

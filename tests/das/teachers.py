@@ -11,6 +11,10 @@ def linear(features):
     return np.float32(0.5) * features["x"] + features["ad"].astype(np.float32)
 
 
+def sigmoid(features):
+    return 1 / (1 + np.exp(-linear(features)))
+
+
 def counting(path):
     """As `linear`; notes the features of each row that it is asked for."""
 

@@ -203,3 +203,29 @@ def test_commands(tmp_path, toml):
     assert call("verify", toml, "--hours", "x:y").exit_code == 2
     missing = call("run", tmp_path / "no.toml")
     assert missing.exit_code == 1
+
+
+def test_what_may_be_a_mistake_in_the_job_is_told(tmp_path, toml):
+    empty = call("run", toml)
+    assert empty.exit_code == 1
+    assert "data/impressions: no hour of impressions" in empty.output
+    made.source(tmp_path / "data", HOURS)
+    wrong = made.values(
+        tmp_path,
+        verticals={"feed": {"tasks": ["click"], "verticals": ["fed"]}},
+        teacher={"snapshots": str(tmp_path / "teachers"), "workers": 0},
+    )
+    toml.write_text(as_toml(wrong))
+    done = call("run", toml, "--ended")
+    assert done.exit_code == 0, done.output
+    assert "another worker did" not in done.output
+    assert done.output.count("Note") == 2
+    assert "holds no snapshot" in done.output
+    assert "'feed' has had no row yet" in done.output
+
+
+def test_a_follower_of_an_empty_source_says_so(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "keras_exfm.das")
+    Follower(made.job(tmp_path)).run(ended=True)
+    (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning.fields == {"source": str(tmp_path / "data")}

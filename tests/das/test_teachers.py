@@ -300,6 +300,8 @@ def test_impressions_cannot_have_a_teacher_s_columns(tmp_path):
     rows = made.impressions(5, 4, rng)
     rows = rows.append_column("teacher_logit_half", rows["x"])
     partitions.write_impressions(tmp_path / "data", 5, rows)
+    for folder in made.FOLDERS.values():
+        (tmp_path / "data" / folder).mkdir()
     with pytest.raises(StreamError, match=r"hour=5: impressions cannot.*\['teacher_logit_half'\]"):
         run(tmp_path, teachers={"half": HALF})
     # Of no teacher of the job, they are what was logged elsewhere.

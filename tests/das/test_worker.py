@@ -162,6 +162,59 @@ def test_snapshots_score_with_the_newest_that_is_older(tmp_path, data):
     assert scored == {5: 0, 6: 40, 7: 40, 8: 40, 9: 40}
 
 
+def without_events(root):
+    for folder in made.FOLDERS.values():
+        (root / "data" / folder).mkdir(exist_ok=True)
+
+
+def test_a_folder_of_events_that_does_not_exist_holds_up_what_needs_it(tmp_path, data):
+    (tmp_path / "data" / "conversions").rename(tmp_path / "data" / "conversion")
+    with pytest.raises(StreamError, match=r"data/conversions: .*'conversion', .*'impressions', "):
+        run(tmp_path)
+    assert kx.streaming.hours(tmp_path / "out" / "shop") == []
+    (tmp_path / "data" / "conversion").rename(tmp_path / "data" / "conversions")
+    run(tmp_path)
+    assert_streams(tmp_path, data)
+
+
+def test_a_vertical_without_rows_is_told_of_and_not_tried_again_and_again(tmp_path, data):
+    verticals = {"all": made.VERTICALS["all"], "feed": {"tasks": ["click"], "verticals": ["fed"]}}
+    worker = Worker(made.job(tmp_path, verticals=verticals))
+    steps = [s for s in worker.run(ended=True) if s.name == "feed"]
+    assert [(s.rows, s.committed) for s in steps] == [(0, True)] * len(HOURS)
+    for step in steps:
+        assert "verticals = ['fed']" in step.remark
+        assert f"['feed', 'search'] in hour {step.hour}" in step.remark
+    assert worker.due(ended=True) == []
+    worker.close()
+    # Nothing of it lies on disk: another worker looks again, with the job put right.
+    again = run(tmp_path, verticals=made.VERTICALS)
+    assert sum(s.rows for s in again if (s.kind, s.name) == ("emit", "feed")) > 0
+    assert_streams(tmp_path, data)
+
+
+def test_teachers_that_may_be_wrong_are_told_of(tmp_path, data):
+    def remarks(**teacher):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        steps = run(tmp_path, teacher={"workers": 0, **teacher})
+        return [s.remark for s in steps if s.kind == "score"]
+
+    store = tmp_path / "teachers"
+    told = remarks(snapshots=str(store))
+    assert all(f"{store} holds no snapshot" in remark for remark in told)
+    # Older hours than the first snapshot have none for a good reason.
+    model = keras.Sequential([keras.Input((1,), name="x"), keras.layers.Dense(1)])
+    kx.das.SnapshotStore(store).publish(model, published_at=100 * MS_PER_HOUR)
+    assert remarks(snapshots=str(store)) == [""] * len(HOURS)
+    assert remarks(entry_point="tests.das.teachers:linear") == [""] * len(HOURS)
+    # 40 rows an hour are too few to tell.
+    assert remarks(entry_point="tests.das.teachers:sigmoid") == [""] * len(HOURS)
+    made.source(tmp_path / "data", HOURS, rows=200)
+    told = remarks(entry_point="tests.das.teachers:sigmoid")
+    assert all("all 200 predictions" in remark for remark in told)
+    assert remarks(entry_point="tests.das.teachers:linear") == [""] * len(HOURS)
+
+
 def test_an_hour_without_a_vertical_s_rows_is_passed(tmp_path):
     rng = np.random.default_rng(0)
     for hour in HOURS:
@@ -170,8 +223,14 @@ def test_an_hour_without_a_vertical_s_rows_is_passed(tmp_path):
             column = pa.array(["search"] * 20)
             table = table.set_column(table.column_names.index("vertical"), "vertical", column)
         partitions.write_impressions(tmp_path / "data", hour, table)
+    without_events(tmp_path)
     steps = run(tmp_path)
-    assert [s.rows > 0 for s in steps if (s.kind, s.name) == ("emit", "feed")] == [0, 1, 0, 1, 0]
+    emitted = [s for s in steps if (s.kind, s.name) == ("emit", "feed")]
+    assert [s.rows > 0 for s in emitted] == [0, 1, 0, 1, 0]
+    # As long as there was no row, the job may be wrong.
+    assert "['search'] in hour 5" in emitted[0].remark
+    assert not any(s.remark for s in emitted[1:])
+    assert all(s.committed for s in emitted)
     assert kx.streaming.hours(tmp_path / "out" / "feed") == [6, 8]
     assert run(tmp_path) == []
 
@@ -219,6 +278,7 @@ def test_events_in_another_hours_partition_count_and_are_told(tmp_path):
     folder = tmp_path / "data" / "labels" / "hour=6"
     folder.mkdir(parents=True)
     pq.write_table(pa.table(event), folder / "part-0.parquet")
+    without_events(tmp_path)
     audits = [s for s in run(tmp_path) if (s.kind, s.name, s.hour) == ("audit", "click", 5)]
     assert audits[0].counts["out_of_order"] == 1
     assert made.contents(tmp_path / "out" / "all")[example]["label"] == 1.0
@@ -237,6 +297,7 @@ def test_a_join_that_does_not_fit_in_memory_spills(tmp_path):
     rng = np.random.default_rng(0)
     for hour in hours:
         partitions.write_impressions(tmp_path / "data", hour, big(hour, 400_000, rng))
+    without_events(tmp_path)
     spill = tmp_path / "spill"
     join = {"memory_limit": "20MB", "temp_directory": str(spill), "threads": 1}
     verticals = {"all": {"tasks": ["click"]}}
