@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -29,6 +30,56 @@ class Runtime(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a file expects under a name.
+
+    Attributes:
+        dtype: Type of the numbers.
+        shape: Without the batch; `None` where any size will do.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {('batch', *self.shape)}"
+
+
+def checked(
+    path: Path, batch: Mapping[str, Any], expected: Mapping[str, Input]
+) -> dict[str, np.ndarray]:
+    """The inputs of a batch, which may have further columns.
+
+    Raises:
+        ExportError: Names the file, the input, what was received and what was expected.
+    """
+    if not isinstance(batch, Mapping):
+        raise ExportError(
+            f"{path}: expected a dict of the inputs {list(expected)}. "
+            f"Received: {type(batch).__name__}"
+        )
+    missing = [name for name in expected if name not in batch]
+    if missing:
+        raise ExportError(f"{path}: the batch misses the inputs {missing}. It has: {sorted(batch)}")
+    found = {name: np.asarray(batch[name]) for name in expected}
+    for name, value in found.items():
+        kind = expected[name]
+        fits = value.ndim == 1 + len(kind.shape) and all(
+            size in (None, own) for own, size in zip(value.shape[1:], kind.shape)
+        )
+        if value.dtype != kind.dtype or not fits:
+            raise ExportError(
+                f"{path}: input {name!r}: expected {kind}. Received {value.dtype} of shape "
+                f"{value.shape}. `Schema.encode` gives what a model reads; the file's schema is "
+                "`Schema.from_dict(export.metadata(path)['schema'])`."
+            )
+    rows = {name: len(value) for name, value in found.items()}
+    if len(set(rows.values())) > 1:
+        raise ExportError(f"{path}: inputs should have one value a row. Received rows: {rows}")
+    return found
+
+
 class OnnxRuntime:
     """An ONNX file under ONNX Runtime."""
 
@@ -46,12 +97,17 @@ class OnnxRuntime:
             )
         except Exception as error:
             raise ExportError(f"{path}: ONNX Runtime cannot load the file: {error}") from error
-        self.inputs = tuple(put.name for put in self.session.get_inputs())
+        self.path = path
+        self.expected = {
+            put.name: Input(_onnx_dtype(put.type), tuple(map(_size, put.shape[1:])))
+            for put in self.session.get_inputs()
+        }
+        self.inputs = tuple(self.expected)
         self.outputs = tuple(put.name for put in self.session.get_outputs())
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
-        feed = {name: batch[name] for name in self.inputs}
+        feed = checked(self.path, batch, self.expected)
         return dict(zip(self.outputs, self.session.run(list(self.outputs), feed)))
 
 
@@ -67,13 +123,18 @@ class LiteRtRuntime:
             self.runner = self.interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError) as error:
             raise ExportError(f"{path}: LiteRT cannot load the file: {error}") from error
+        self.path = path
+        self.expected = {
+            name: Input(np.dtype(of["dtype"]), tuple(map(_size, of["shape_signature"][1:])))
+            for name, of in self.runner.get_input_details().items()
+        }
+        self.inputs = tuple(self.expected)
         signature = self.interpreter.get_signature_list()["serving_default"]
-        self.inputs = tuple(signature["inputs"])
         self.outputs = tuple(signature["outputs"])
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
-        return self.runner(**{name: batch[name] for name in self.inputs})
+        return self.runner(**checked(self.path, batch, self.expected))
 
 
 class SavedModelRuntime:
@@ -87,15 +148,31 @@ class SavedModelRuntime:
             self.function = self.model.signatures["serving_default"]
         except (OSError, KeyError, ValueError) as error:
             raise ExportError(f"{path}: TensorFlow cannot load the model: {error}") from error
-        self.inputs = tuple(self.function.structured_input_signature[1])
+        self.path = path
+        self.expected = {
+            name: Input(np.dtype(spec.dtype.as_numpy_dtype), tuple(spec.shape[1:]))
+            for name, spec in self.function.structured_input_signature[1].items()
+        }
+        self.inputs = tuple(self.expected)
         self.outputs = tuple(self.function.structured_outputs)
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
         import tensorflow as tf
 
-        found = self.function(**{name: tf.constant(batch[name]) for name in self.inputs})
+        feed = checked(self.path, batch, self.expected)
+        found = self.function(**{name: tf.constant(value) for name, value in feed.items()})
         return {name: value.numpy() for name, value in found.items()}
+
+
+def _size(size: Any) -> int | None:
+    """A fixed size; runtimes write a free one as a name, as -1 or as nothing."""
+    return int(size) if isinstance(size, (int, np.integer)) and size >= 0 else None
+
+
+def _onnx_dtype(name: str) -> np.dtype:
+    kind = name.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
 
 
 _RUNTIMES: dict[str, Any] = {
@@ -119,6 +196,22 @@ def need(format: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"{missing} not installed: pip install 'keras-exfm[{format}]'")
+
+
+def check_name(format: str, path: Path) -> None:
+    """Refuses a name by which `load` would take the file for one of another format.
+
+    Raises:
+        ExportError: Says which ending was expected.
+    """
+    own = [suffix for suffix, of in _SUFFIXES.items() if of == format]
+    if own and path.suffix not in own:
+        raise ExportError(
+            f"{path}: the name of a file of the format {format!r} should end in "
+            f"{' or '.join(own)}. Received: {path.suffix!r}"
+        )
+    if not own and path.is_file():
+        raise ExportError(f"{path}: a SavedModel is a folder. Received: a file of that name")
 
 
 def format_of(path: Path) -> str:
@@ -145,6 +238,23 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Runtime:
     Args:
         path: An `.onnx` or `.tflite` file, or the folder of a SavedModel.
         threads: Threads that it may use. Defaults to `None`: the runtime's own choice.
+
+    Returns:
+        A function of a dict of arrays, encoded as `Schema.encode` does, that gives a dict of
+        outputs by name. It raises `ExportError` for a missing input, and for one of another type
+        or shape than the file's; what is no input is left aside.
+
+    Raises:
+        ExportError: If there is no such file, or none that was exported.
+
+    Example:
+
+    >>> import keras_exfm as kx
+    >>> schema = kx.Schema([kx.Categorical("ad", 50), kx.Numeric("age")])
+    >>> _ = kx.export.saved_model(kx.models.LogisticRegression(schema), "loaded")
+    >>> serve = kx.export.load("loaded")
+    >>> serve(schema.encode({"ad": [3, None], "age": [0.5, 1.0]}))["logit"].shape
+    (2, 1)
     """
     path = Path(path)
     return _RUNTIMES[format_of(path)](path, threads)

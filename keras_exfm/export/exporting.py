@@ -21,6 +21,7 @@ from keras_exfm.export._tables import STORAGES, Storage
 from keras_exfm.export.errors import ExportError
 from keras_exfm.export.export_report import ExportReport
 from keras_exfm.features import Schema
+from keras_exfm.losses._probabilities import probability_layer
 from keras_exfm.metrics import functional
 
 _ROWS = 256
@@ -268,8 +269,9 @@ def _check_arguments(
     if isinstance(opset, bool) or not isinstance(opset, int) or not 13 <= opset <= 18:
         # tf2onnx knows no later one.
         raise ExportError(f"`opset` should be an integer from 13 to 18. Received: opset={opset!r}")
-    for format in targets:
+    for format, path in targets.items():
         _runtimes.need(format)
+        _runtimes.check_name(format, Path(path))
     if "litert" in targets and tables == "float16":
         raise ExportError(
             "LiteRT looks nothing up in tables of float16: pass tables='int8', which is smaller, "
@@ -279,6 +281,13 @@ def _check_arguments(
         raise ExportError(
             "`model` should have one output, a logit (batch, 1). Received shapes: "
             f"{[tuple(tensor.shape) for tensor in model.outputs]}"
+        )
+    layer = probability_layer(model)
+    if layer is not None:
+        raise ExportError(
+            f"`model` should end in a logit. Received: a model whose last layer, {layer!r}, makes "
+            "it a probability. Export the model up to what that layer squashes; "
+            "output='probability' puts the sigmoid into the file."
         )
     names = [layer.name for layer in model.layers]
     if representation is not None and representation not in names:

@@ -91,6 +91,12 @@ def score(
         raise ExportError(
             f"`batch_size` should be an integer of at least 1. Received: {batch_size!r}"
         )
+    if Path(model).suffix != ".onnx" or not Path(model).is_file():
+        what = "a file of another kind" if Path(model).exists() else "no such file"
+        raise ExportError(
+            f"{model}: expected an .onnx file, as `keras-exfm export` and `export.onnx` write it. "
+            f"Received: {what}"
+        )
     runtime = OnnxRuntime(Path(model), threads)
     if schema is None:
         held = metadata(model)["schema"]

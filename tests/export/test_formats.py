@@ -93,6 +93,31 @@ def test_ids_out_of_range_give_nan_as_in_keras(exported, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_inputs_that_do_not_fit_are_named(exported, format):
+    _, reports = exported
+    path = reports[format].path
+    serve, batch = export.load(path), rows(4)
+    few = {name: column for name, column in batch.items() if name != "user"}
+    wide = {**batch, "user": batch["user"].astype(np.int64)}
+    flat = {**batch, "history": batch["history"][:, 0]}
+    narrow = {**batch, "history": batch["history"][:, :2]}
+    short = {**batch, "age": batch["age"][:3]}
+    for wrong, message in (
+        (few, r"misses the inputs \['user'\]. It has: \['ad',"),
+        (wide, r"input 'user': expected int32 of shape \('batch',\). Received int64"),
+        (flat, r"input 'history': expected float32 of shape \('batch', 3\). .*\(4,\)"),
+        (narrow, r"input 'history': .*\(4, 2\)"),
+        (short, r"one value a row. Received rows: .*'age': 3"),
+        (list(batch.values()), "expected a dict of the inputs .* Received: list"),
+    ):
+        with pytest.raises(export.ExportError, match=f"{path.name}: .*{message}"):
+            serve(wrong)
+    np.testing.assert_array_equal(
+        serve({**batch, "note": np.array(["a"] * 4)})["logit"], serve(batch)["logit"]
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_padding_and_unseen_ids(exported, format):
     model, reports = exported
     empty = {

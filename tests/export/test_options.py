@@ -283,9 +283,16 @@ def named_logit():
     return keras.Model(x, keras.layers.Dense(1)(x))
 
 
+def probability():
+    x = keras.Input((2,), name="x")
+    return keras.Model(x, keras.layers.Dense(1, activation="sigmoid", name="p")(x))
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
+        (probability, {}, "should end in a logit.*'p', makes it a probability"),
+        (probability, {"output": "probability"}, "should end in a logit"),
         (lambda: keras.layers.Dense(1), {}, "functional keras.Model"),
         (two_outputs, {}, r"one output, a logit.*\(None, 2\)"),
         (named_logit, {}, "may not have the outputs' names"),
@@ -307,6 +314,17 @@ def test_refused_formats(tmp_path, small):
         export.export_model(small, {"tensorrt": tmp_path / "x"})
     with pytest.raises(ExportError, match="LiteRT looks nothing up in tables of float16"):
         export.litert(small, tmp_path / "x.tflite", tables="float16")
+    for function, name, message in (
+        (export.onnx, "x.tflite", r"'onnx' should end in .onnx. Received: '.tflite'"),
+        (export.litert, "x.onnx", r"'litert' should end in .tflite or .litert"),
+        (export.onnx, "x", "should end in .onnx. Received: ''"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            function(small, tmp_path / name)
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(ExportError, match="a SavedModel is a folder"):
+        export.saved_model(small, tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
     hashed = kx.models.LogisticRegression(kx.Schema([kx.Categorical("ad", 9, hashed=True)]))
     with pytest.raises(ExportError, match=r"\['ad'\] need opset 18.*opset=17"):
         export.onnx(hashed, tmp_path / "x.onnx", opset=17)

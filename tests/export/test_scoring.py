@@ -225,3 +225,12 @@ def test_bad_commands(served, tmp_path, run, arguments, message, monkeypatch):
     assert done.exit_code != 0
     assert message in done.output + str(done.stderr)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_is_no_onnx_file_is_named(served, tmp_path):
+    _, folder = served
+    pq.write_table(table(3), tmp_path / "rows.parquet")
+    for name, message in (("student.keras", "a file of another kind"), ("no.onnx", "no such file")):
+        with pytest.raises(ExportError, match=rf"{name}: expected an .onnx file.*{message}"):
+            export.score(folder / name, tmp_path / "rows.parquet", tmp_path / "scores.parquet")
+    assert not (tmp_path / "scores.parquet").exists()
