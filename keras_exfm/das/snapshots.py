@@ -331,17 +331,25 @@ class SnapshotStore:
 
         Raises:
             SnapshotError: If the store holds a later snapshot, the model has learned from later
-                than `published_at`, or its file is none that could be loaded.
+                than `published_at`, it ends in a sigmoid, or its file is none that could be loaded.
         """
         import keras
 
         from keras_exfm import __version__
+        from keras_exfm.losses._probabilities import probability_layer
 
         self._check_time("published_at", published_at)
         if trained_until is not None:
             self._check_time("trained_until", trained_until)
         # On the store's own disk, if it has one: from there the files only change their name.
         home = self.path if isinstance(self.path, Path) else None
+        layer = probability_layer(model) if isinstance(model, keras.Model) else None
+        if layer is not None:
+            raise SnapshotError(
+                "`model` should predict a logit. Received: a model whose last layer, "
+                f"{layer!r}, makes it a probability. Publish the model up to what that layer "
+                "squashes, such as a Dense without an activation."
+            )
         with tempfile.TemporaryDirectory(prefix=f"{_WORK}{_process()}-", dir=home) as work:
             folder = Path(work)
             kind = self._materialize(model, folder)

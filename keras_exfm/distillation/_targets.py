@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
+
+from keras_exfm.losses._probabilities import looks_like_probabilities
 
 
 class Columns(NamedTuple):
@@ -120,6 +124,41 @@ def split(y: Any, sample_weight: Any, columns: Columns) -> Targets:
             value = ops.where(used, value, ops.full_like(value, float("nan")))
         teachers[name] = value
     return Targets(labels, teachers)
+
+
+def check_arrays(y: Any, columns: Columns) -> None:
+    """Looks at targets that come as arrays, before a step is made of them.
+
+    Raises:
+        ValueError: For a label outside of 0..1.
+    """
+    keys = dict.fromkeys(columns.labels.values())
+    if not isinstance(y, Mapping):
+        y = {next(iter(keys)): y}
+    for key in (*keys, "label"):
+        label = _numbers(y.get(key))
+        bad = np.flatnonzero((label < 0) | (label > 1))
+        if bad.size:
+            raise ValueError(
+                f"`{key}` should hold numbers from 0 to 1, or NaN where a label is not known. "
+                f"Received: {label[bad[0]]:g} in row {bad[0]} ({bad.size} such rows)"
+            )
+    for name in columns.scalars:
+        logit = _numbers(y.get(name))
+        logit = logit[~np.isnan(logit)]
+        if looks_like_probabilities(logit):
+            warnings.warn(
+                f"All {logit.size} values of `{name}` lie between 0 and 1. If they are "
+                "probabilities, pass logits: log(p / (1 - p)).",
+                stacklevel=3,
+            )
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """One number a row, where it is an array of such; else none."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        return value.reshape(-1)
+    return np.empty(0)
 
 
 def _weight(sample_weight: Any, key: str) -> Any:

@@ -12,8 +12,16 @@ from keras import ops
 from keras_exfm.distillation import _adapter_step, _targets
 from keras_exfm.distillation.embeddings import embeddings_of
 from keras_exfm.distillation.teacher_branch import TeacherBranch, serialize_unbuilt
-from keras_exfm.layers import AuxiliaryHead, RepresentationHead, StudentAdapter, TeacherGate
+from keras_exfm.layers import (
+    AuxiliaryHead,
+    RepresentationHead,
+    StudentAdapter,
+    TeacherGate,
+    _checks,
+)
+from keras_exfm.layers._guarded_loops import guarded
 from keras_exfm.losses import known_teacher
+from keras_exfm.losses._probabilities import probability_layer, takes_probabilities
 
 _PARTS = ("auxiliary_head", "student_adapter", "adapter_head", "representation_head", "gate")
 
@@ -30,6 +38,17 @@ def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _resolved(given: Any, get: Any) -> list[Any]:
+    """The losses or metrics of an argument of `compile`; names that `get` knows as objects."""
+    found = []
+    for one in keras.tree.flatten(given):
+        try:
+            found.append(get(one) if isinstance(one, str) else one)
+        except ValueError:  # `super().compile` says what is wrong with it.
+            continue
+    return found
 
 
 def _is_name(value: Any) -> bool:
@@ -271,6 +290,15 @@ class ExternalDistillation(keras.Model):
         outputs = {self.output_name("logit", task): tensor for task, tensor in logits.items()}
         outputs |= self._read_by_heads(representation, embeddings)
         self.student = keras.Model(inputs, outputs, name="student")
+        for tensor in logits.values():
+            layer = probability_layer(self.student, tensor)
+            if layer is not None:
+                raise ValueError(
+                    "`logit` should be the logit, before any sigmoid; prediction and losses take "
+                    f"it for one. Received: the output of the layer {layer!r}, a probability"
+                )
+        named = self.student.input if isinstance(self.student.input, Mapping) else {}
+        self._ids = [name for name, tensor in named.items() if "int" in tensor.dtype]
         self._columns = _targets.Columns(
             {task: self.output_name("label", task) for task in self.tasks},
             tuple(dict.fromkeys(n for b in self.branches for n in b.scalar_columns)),
@@ -467,6 +495,7 @@ class ExternalDistillation(keras.Model):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The serving logit, or a dict of what all heads predict while training."""
+        _checks.integer_ids(inputs, self._ids)
         outputs = self.student(inputs, training=training)
         logits = {task: outputs[self.output_name("logit", task)] for task in self.tasks}
         logit = logits if self._several else logits[None]
@@ -525,7 +554,8 @@ class ExternalDistillation(keras.Model):
 
         Raises:
             ValueError: If `adapter_optimizer` comes without `strict=True`, or keeps a moving
-                average, which nothing would write back.
+                average, which nothing would write back; or if a loss or a metric takes
+                probabilities (`from_logits=False`).
         """
         if adapter_optimizer is not None and not self.strict:
             raise ValueError(
@@ -546,6 +576,16 @@ class ExternalDistillation(keras.Model):
                 "`loss_weights` are for several tasks; this student has one. "
                 f"Received: loss_weights={loss_weights!r}"
             )
+        for name, given in (
+            ("loss", _resolved(loss, keras.losses.get)),
+            ("metrics", _resolved([metrics, weighted_metrics], keras.metrics.get)),
+        ):
+            wrong = [one for one in given if takes_probabilities(one)]
+            if wrong:
+                raise ValueError(
+                    f"`{name}` should take logits, which the serving head gives: pass "
+                    f"`from_logits=True`. Received: {name}={wrong}"
+                )
         loss = self._crossentropy if loss is None else loss
         shown: Any = [*_listed(metrics), *_listed(weighted_metrics)] or None
         if self._several:
@@ -613,6 +653,26 @@ class ExternalDistillation(keras.Model):
         if self.adapter_optimizer is not None:
             variables = [*variables, *self.adapter_optimizer.variables]
         return variables
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; labels and teachers' logits that come as arrays are looked at.
+
+        Raises:
+            ValueError: For a label outside of 0..1; names the row. (A NaN is an unknown label.)
+
+        Warns:
+            UserWarning: If all logits of a teacher lie in 0..1, as probabilities would.
+        """
+        _targets.check_arrays(y, self._columns)
+        return guarded(super().fit, x, y, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`."""
+        return guarded(super().evaluate, *args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`."""
+        return guarded(super().predict, *args, **kwargs)
 
     def unpack_targets(self, data: Any) -> _targets.Targets:
         """The targets of `(x, y, sample_weight)`, as `train_step` receives it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,3 +66,21 @@ def embedding_matrix_shape(layer: Any, input_shape: Any) -> tuple[int, int]:
             f"known and positive. Received: input_shape={shape}"
         )
     return int(shape[1]), int(shape[2])
+
+
+def integer_ids(inputs: Any, names: Iterable[str]) -> None:
+    """Refuses numbers with a fraction where ids are read: Keras would cut them to integers.
+
+    Args:
+        inputs: What a model is called with; anything but a dict is left to Keras.
+        names: Its inputs that hold ids.
+    """
+    if not isinstance(inputs, Mapping):
+        return
+    for name in names:
+        dtype = str(getattr(inputs.get(name), "dtype", ""))
+        if "float" in dtype:
+            raise ValueError(
+                f"Input {name!r}: expected integer ids. Received: {dtype}. `Schema.encode` makes "
+                "ids of a column, missing values (NaN) included."
+            )

@@ -9,6 +9,9 @@ from keras import ops
 
 from keras_exfm.metrics._windowed import WindowedMetric, used_rows
 
+_ROUNDING = 1e-3
+"""How far beyond 0..1 a probability may lie."""
+
 
 class SumsMetric(WindowedMetric):
     """A metric that needs nothing but sums over rows.
@@ -59,7 +62,7 @@ def _add(state: Any, summary: Any) -> Any:
 
 def probabilities(z: Any, from_logits: bool) -> Any:
     """Click probabilities."""
-    return ops.sigmoid(z) if from_logits else z
+    return ops.sigmoid(z) if from_logits else _in_range(z)
 
 
 def crossentropies(y: Any, z: Any, from_logits: bool) -> Any:
@@ -67,8 +70,13 @@ def crossentropies(y: Any, z: Any, from_logits: bool) -> Any:
     if from_logits:
         return ops.relu(z) - y * z + ops.log1p(ops.exp(-ops.abs(z)))
     eps = keras.config.epsilon()
-    p = ops.clip(z, eps, 1 - eps)
+    p = ops.clip(_in_range(z), eps, 1 - eps)
     return -y * ops.log(p) - (1 - y) * ops.log1p(-p)
+
+
+def _in_range(p: Any) -> Any:
+    """NaN for what is no probability: clipped, logits would look like a perfect prediction."""
+    return ops.where(ops.abs(p - 0.5) <= 0.5 + _ROUNDING, p, ops.full_like(p, float("nan")))
 
 
 def ratio(numerator: Any, denominator: Any) -> Any:

@@ -11,6 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+_ROUNDING = 1e-3
+"""How far beyond 0..1 a probability may lie."""
+
 
 def entropy(probability: ArrayLike) -> np.ndarray:
     """Entropy of a Bernoulli variable in nats, `-p log p - (1 - p) log(1 - p)`.
@@ -41,6 +44,9 @@ def log_loss(
         sample_weight: `(rows,)`. Defaults to one each.
         from_logits: Whether `y_pred` holds logits. Defaults to `True`.
 
+    Raises:
+        ValueError: For different lengths, or a probability outside of 0..1.
+
     Example:
 
     >>> round(log_loss([0.0, 1.0], [0.0, 0.0]), 4)
@@ -52,7 +58,7 @@ def log_loss(
             losses = np.logaddexp(0, z) - y * z
     else:
         eps = np.finfo(np.float64).eps
-        p = np.clip(z, eps, 1 - eps)
+        p = np.clip(_probabilities(z), eps, 1 - eps)
         losses = -y * np.log(p) - (1 - y) * np.log1p(-p)
     return _ratio((w * losses).sum(), w.sum())
 
@@ -121,7 +127,7 @@ def calibration(
     """
     y, z, w = _rows(y_true, y_pred, sample_weight)
     # tanh does not overflow.
-    p = (1 + np.tanh(z / 2)) / 2 if from_logits else z
+    p = (1 + np.tanh(z / 2)) / 2 if from_logits else _probabilities(z)
     return _ratio((w * p).sum(), (w * y).sum())
 
 
@@ -197,6 +203,17 @@ def _rows(
         )
     used = w > 0
     return (y, z, w) if used.all() else (y[used], z[used], w[used])
+
+
+def _probabilities(p: np.ndarray) -> np.ndarray:
+    """Refuses what is none: clipped, logits would look like a perfect prediction."""
+    bad = p[np.abs(p - 0.5) > 0.5 + _ROUNDING]
+    if len(bad):
+        raise ValueError(
+            "With from_logits=False predictions should be probabilities, 0 to 1. "
+            f"Received: {bad[0]:g} ({len(bad)} such rows)"
+        )
+    return p
 
 
 def _areas(

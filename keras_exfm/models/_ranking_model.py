@@ -8,6 +8,8 @@ from typing import Any, Self
 import keras
 
 from keras_exfm.features import Schema
+from keras_exfm.layers import _checks
+from keras_exfm.layers._guarded_loops import guarded
 from keras_exfm.models.presets import PRESETS
 
 REPRESENTATION = "representation"
@@ -41,6 +43,8 @@ def as_schema(schema: Schema | Mapping[str, Any]) -> Schema:
 class RankingModel(keras.Model):
     """A functional model that is saved by its own arguments, not by its graph of layers."""
 
+    schema: Schema
+
     def __init__(
         self,
         inputs: Any,
@@ -55,6 +59,27 @@ class RankingModel(keras.Model):
         self.prior = None if prior is None else float(prior)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        """The logit, `(batch, 1)`.
+
+        Raises:
+            ValueError: For ids that come as floats.
+        """
+        _checks.integer_ids(inputs, [feature.name for feature in self.schema.sparse])
+        return super().call(inputs, training=training, mask=mask)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`."""
+        return guarded(super().fit, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`."""
+        return guarded(super().evaluate, *args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`."""
+        return guarded(super().predict, *args, **kwargs)
 
     @classmethod
     def from_preset(cls, preset: str, schema: Schema | Mapping[str, Any], **overrides: Any) -> Self:

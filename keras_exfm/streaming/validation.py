@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,6 +240,7 @@ def progressive_validation(
 
     earlier = [hour for hour in chosen if hour < first]
     waiting = [h for h in earlier if h > earlier[-1] - label_lag]
+    warned = False
     for hour in (h for h in chosen if h >= first):
         data = load(hour)
         found = [np.empty(0, np.float32)]
@@ -256,6 +258,8 @@ def progressive_validation(
         for name in own_truth:
             kept["true_probability"] = data[name]
         scored[hour] = {**kept, "logit": logit[: len(data["label"])]}
+        if not warned:
+            warned = _warn_of_nan(scored[hour], model, stream, hour)
         if folder is not None:
             _save_predictions(folder, hour, scored[hour])
         logs: dict[str, float] = {}
@@ -440,6 +444,31 @@ def _predict(
             f"The model should predict one logit a row, ({rows}, 1). Received: shape {logit.shape}"
         )
     return logit.reshape(-1)
+
+
+def _warn_of_nan(scored: Arrays, model: keras.Model, stream: Stream, hour: int) -> bool:
+    """Whether rows that count have no prediction; says so."""
+    bad = int(np.count_nonzero(np.isnan(scored["logit"]) & (scored["weight"] > 0)))
+    if not bad:
+        return False
+    own = getattr(model, "schema", None)
+    sizes = {
+        f.name: (f.vocabulary_size, getattr(stream.schema[f.name], "vocabulary_size", 0))
+        for f in (own.sparse if isinstance(own, Schema) else ())
+        if f.name in stream.schema and not f.hashed and f.admit_after is None
+    }
+    smaller = [
+        f"{name!r} has {mine} ids in the model and {theirs} in the stream"
+        for name, (mine, theirs) in sizes.items()
+        if mine < theirs
+    ]
+    why = f" {'; '.join(smaller)}." if smaller else " The training may have diverged."
+    warnings.warn(
+        f"{stream.path}: the model predicts NaN for {bad} of {len(scored['label'])} rows of hour "
+        f"{hour}: figures of this hour, and of all hours together, are NaN.{why}",
+        stacklevel=3,
+    )
+    return True
 
 
 def _train(

@@ -41,6 +41,15 @@ def test_publish_and_latest(tmp_path):
         store.get(f"{150:016d}")
 
 
+def test_a_model_that_predicts_a_probability_is_refused(tmp_path):
+    logit = model()
+    squashed = keras.Model(logit.input, keras.layers.Activation("sigmoid", name="p")(logit.output))
+    store = SnapshotStore(tmp_path)
+    with pytest.raises(SnapshotError, match="logit.*'p', makes it a probability"):
+        store.publish(squashed, 100)
+    assert store.list() == []
+
+
 def test_republishing_replaces_and_going_back_is_refused(tmp_path):
     store = SnapshotStore(tmp_path)
     first = store.publish(model(1.0), 100)

@@ -1,6 +1,7 @@
 """The model around the training step: logs, metrics, serving, files, and what it refuses."""
 
 import json
+import warnings
 import zipfile
 
 import keras
@@ -326,3 +327,70 @@ def test_targets_that_do_not_fit(change, message):
     x, y, _ = batch()
     with pytest.raises(ValueError, match=message):
         model.train_on_batch(x, change(y))
+
+
+def test_a_probability_as_logit_is_refused():
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(3)(inputs)
+    logit = keras.layers.Dense(1)(hidden)
+    squashed = keras.layers.Activation("sigmoid", name="click")(logit)
+    with pytest.raises(ValueError, match="before any sigmoid.*layer 'click', a probability"):
+        ExternalDistillation(inputs, squashed)
+    with pytest.raises(ValueError, match="layer 'click'"):
+        ExternalDistillation(inputs, {"view": logit, "click": squashed})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "binary_crossentropy"},
+        {"loss": keras.losses.BinaryCrossentropy()},
+        {"metrics": [keras.metrics.MeanSquaredError(), keras.metrics.AUC()]},
+        {"weighted_metrics": ["AUC"]},
+        {"metrics": keras_exfm.metrics.NormalizedEntropy(from_logits=False)},
+    ],
+)
+def test_measures_of_probabilities_are_refused(options):
+    with pytest.raises(ValueError, match=r"`(loss|metrics)` should take logits.*from_logits=True"):
+        distilled().compile("sgd", **options)
+
+
+def test_measures_of_logits_are_taken():
+    model = distilled()
+    logs = fit_once(
+        model,
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=["mse", keras.metrics.AUC(from_logits=True, name="auc")],
+    )
+    assert {"mean_squared_error", "auc"} <= set(logs) or {"mse", "auc"} <= set(logs)
+
+
+@pytest.mark.parametrize("bad", [5.0, -1.0])
+def test_labels_outside_of_their_range_are_refused_before_training(bad):
+    model = distilled(**all_parts())
+    model.compile(keras.optimizers.SGD(0.1), **EAGER)
+    x, y, weight = batch()
+    before = [to_numpy(v) for v in model.weights]
+    label = np.array(y["label"])
+    label[[2, 4]] = bad
+    with pytest.raises(ValueError, match=rf"`label`.* Received: {bad:g} in row 2 \(2 such rows\)"):
+        model.fit(x, {**y, "label": label}, sample_weight=weight, verbose=0)
+    with pytest.raises(ValueError, match="`label`"):
+        model.fit(x, label, verbose=0)
+    assert all(np.array_equal(to_numpy(v), was) for v, was in zip(model.weights, before))
+    label[[2, 4]] = np.nan
+    model.fit(x, {**y, "label": label}, sample_weight=weight, verbose=0)
+
+
+def test_probabilities_of_a_teacher_are_told_of():
+    model = distilled(**all_parts())
+    model.compile(keras.optimizers.SGD(0.1), **EAGER)
+    x, y, _ = batch(300)
+    label, logit = y["label"], y["teacher_logit"]
+    assert np.isfinite(logit).sum() >= 100
+    with pytest.warns(UserWarning, match="`teacher_logit` lie between 0 and 1") as told:
+        model.fit(x, {"label": label, "teacher_logit": sigmoid(logit)}, verbose=0)
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(x, {"label": label, "teacher_logit": logit}, verbose=0)

@@ -149,3 +149,8 @@ def test_bad_arguments():
         functional.grouped_auc([0, 1], [0, 1], [4])
     with pytest.raises(ValueError, match="definition='median'"):
         functional.grouped_auc([0, 1], [0, 1], [4, 4], definition="median")
+    for function in (functional.log_loss, functional.normalized_entropy, functional.calibration):
+        with pytest.raises(ValueError, match=r"probabilities.*Received: -3 \(2 such rows\)"):
+            function([0, 1, 1], [-3, 3, 0.5], from_logits=False)
+        assert np.isfinite(function([0, 1, 1], [0.1, 0.9, 3], [1, 1, 0], from_logits=False))
+        assert np.isnan(function([0, 1], [0.1, np.nan], from_logits=False))

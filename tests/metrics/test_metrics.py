@@ -186,6 +186,18 @@ def test_impossible_probabilities_are_clipped():
     assert float(metric.result()) == pytest.approx(-np.log(1e-7) / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize("cls", SUMS)
+def test_logits_are_no_probabilities(cls):
+    metric = cls(from_logits=False)
+    # Clipped, these would be a perfect prediction.
+    metric.update_state([0.0, 1.0, 1.0], [-3.0, 3.0, 0.5], [1.0, 1.0, 0.0])
+    assert np.isnan(float(metric.result()))
+    metric.reset_state()
+    # Rows that do not count do not matter, nor does what rounding does to a 1.
+    metric.update_state([0.0, 1.0, 1.0], [0.2, 1.00001, 7.0], [1.0, 1.0, 0.0])
+    assert np.isfinite(float(metric.result()))
+
+
 def test_values_by_hand():
     y, z = [1.0, 0.0, 0.0, 0.0], [np.log(3), 0.0, 0.0, 0.0]
     loss = (np.log(4 / 3) + 3 * np.log(2)) / 4

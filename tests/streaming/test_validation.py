@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -353,3 +355,21 @@ def test_the_optimizer_is_built_before_the_step_is_traced(path, monkeypatch):
     monkeypatch.setattr(model, "train_on_batch", first)
     with pytest.raises(KeyboardInterrupt):
         progressive_validation(model, path, PART, batch_size=16)
+
+
+def test_predictions_of_nan_are_told_of(path):
+    def model(size):
+        found = kx.models.LogisticRegression(kx.Schema([kx.Categorical("user", size)]))
+        found.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+        return found
+
+    stream = kx.streaming.Stream(path)
+    size = stream.schema["user"].vocabulary_size
+    users = kx.Schema([kx.Categorical("user", size)])
+    with pytest.warns(UserWarning, match=rf"NaN.* hour 1: .*'user' has 2 ids .* {size} in") as told:
+        result = progressive_validation(model(2), path, users, train=False, batch_size=16)
+    assert len([w for w in told if "NaN" in str(w.message)]) == 1
+    assert np.isnan(result.whole["ne"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        progressive_validation(model(size), path, users, train=False, batch_size=16)
