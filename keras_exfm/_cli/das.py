@@ -70,11 +70,11 @@ def run(
 
         begun = time.monotonic()
         worker = Worker(settings)
+        steps: list[Any] = []
+        remarks: dict[tuple[str, str], str] = {}
         try:
             if not worker.join.hours():
                 raise StreamError(_no_impressions(settings))
-            steps: list[Any] = []
-            remarks: dict[tuple[str, str], str] = {}
             for step in worker.steps(ended):
                 steps.append(step)
                 console.print(_line(step))
@@ -82,14 +82,14 @@ def run(
                     remarks.setdefault((step.kind, step.name), step.remark)
         finally:
             worker.close()
+            for remark in remarks.values():
+                errors.print(f"[yellow]Note[/] {escape(remark)}.")
         done = summary(steps)
         told = ", ".join(f"{kind}: {of['rows']} rows" for kind, of in done.items())
         console.print(
             f"[bold]{escape(settings.name)}[/] {told or 'nothing is due'} "
             f"[dim]({time.monotonic() - begun:.1f} s)[/]"
         )
-        for remark in remarks.values():
-            errors.print(f"[yellow]Note[/] {escape(remark)}.")
 
 
 @app.command()

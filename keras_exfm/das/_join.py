@@ -266,8 +266,10 @@ class HourJoin:
 
     def verticals(self, hour: int) -> list[str]:
         """The values of `vertical` in the hour's impressions."""
-        column = self.partition(hour).dataset().to_table(columns=["vertical"]).column("vertical")
-        return sorted(str(value) for value in column.unique().to_pylist())
+        found: set[str] = set()
+        for batch in self.partition(hour).dataset().to_batches(columns=["vertical"]):
+            found |= {str(value) for value in batch.column("vertical").unique().to_pylist()}
+        return sorted(found)
 
     def check_folder(self, task: LabelTask) -> None:
         """Refuses a source without the folder of a task's events, whose name may be misspelled.
@@ -281,13 +283,13 @@ class HourJoin:
         found = [
             info.base_name
             for info in _storage.listing(files, root)
-            if info.type == pafs.FileType.Directory and info.base_name[0] not in "._"
+            if info.type == pafs.FileType.Directory and info.base_name[:1] not in ("", ".", "_")
         ]
         raise StreamError(
             f"{_storage.join(self.source, task.folder)}: expected the folder of the events of "
             f"{task.name!r}, since every label would be 0 without it. The source has the folders "
-            f"{found}. If there has been no event yet, make it, or write an hour without events "
-            "(streaming.partitions.write_labels)."
+            f"{found}. If there has been no event yet, write an hour without events "
+            "(streaming.partitions.write_labels), or make the folder."
         )
 
     def _remember(self, hour: int) -> Partition:

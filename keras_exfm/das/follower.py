@@ -56,14 +56,17 @@ class Follower:
                 Defaults to `False`.
         """
         _tell("started", job=self.job.name, source=self.job.source, output=self.job.output)
-        if not self.worker.join.hours():
-            log.warning("no impressions yet", extra={"fields": {"source": self.job.source}})
+        warned = False
         wait = self.job.follow.poll / 1000
         failures = 0
         try:
             while not self.stop.is_set():
                 try:
                     did = self._pass(ended)
+                    if not (did or warned or self.worker.join.hours()):
+                        warned = True
+                        fields = {"source": self.job.source}
+                        log.warning("no impressions yet", extra={"fields": fields})
                     failures = 0
                 except (StreamError, SnapshotError, OSError) as error:
                     failures += 1

@@ -331,7 +331,8 @@ class SnapshotStore:
 
         Raises:
             SnapshotError: If the store holds a later snapshot, the model has learned from later
-                than `published_at`, it ends in a sigmoid, or its file is none that could be loaded.
+                than `published_at`, it is a model object that ends in a sigmoid, or its file is
+                none that could be loaded.
         """
         import keras
 
@@ -343,7 +344,9 @@ class SnapshotStore:
             self._check_time("trained_until", trained_until)
         # On the store's own disk, if it has one: from there the files only change their name.
         home = self.path if isinstance(self.path, Path) else None
-        layer = probability_layer(model) if isinstance(model, keras.Model) else None
+        # Of several outputs, the job says which one is the logit.
+        alone = isinstance(model, keras.Model) and len(getattr(model, "outputs", None) or ()) == 1
+        layer = probability_layer(model) if alone else None
         if layer is not None:
             raise SnapshotError(
                 "`model` should predict a logit. Received: a model whose last layer, "

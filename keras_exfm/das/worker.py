@@ -23,7 +23,7 @@ from keras_exfm.das._side_output import SideOutput
 from keras_exfm.das._tally import Tally
 from keras_exfm.das.engines import ConnectedEngine, Engine, PartitionEngine, Scored, make_engines
 from keras_exfm.das.job import Job
-from keras_exfm.das.snapshots import SnapshotStore
+from keras_exfm.das.snapshots import SnapshotError, SnapshotStore
 from keras_exfm.streaming import StreamError, partitions
 
 Kind = Literal["score", "emit", "audit", "missed"]
@@ -138,6 +138,8 @@ class Worker:
         self.side = SideOutput(job.side, (job.side_options or None))
         self._checked: dict[int, int] = {}
         # Hours without a row of a vertical whose table has not begun: nothing can say so on disk.
+        # Why verticals wait, of the last look at what is due.
+        self._held_up: list[StreamError] = []
         self._without_rows: set[tuple[str, int]] = set()
         # Collecting an iterator that was dropped takes it, wherever that happens.
         self._lock = threading.RLock()
@@ -176,6 +178,8 @@ class Worker:
         Left early, this gives that hour up; where a unit fails, it is ended and committed first.
 
         Raises:
+            StreamError: For a unit that fails; at the end, if verticals wait for the folder of a
+                task's events.
             RuntimeError: If other steps of this worker are under way.
         """
         scoring = _Scoring()
@@ -188,6 +192,7 @@ class Worker:
             self._under_way = scoring
         try:
             units = self.due(ended)
+            held_up = self._held_up
             coming = collections.deque(unit for unit in units if unit[0] == "score")
             for engine in self.engines.values() if coming else ():
                 if isinstance(engine, ConnectedEngine):
@@ -205,6 +210,8 @@ class Worker:
                 if self.on_step is not None:
                     self.on_step(step)
                 yield step
+            if held_up:
+                raise held_up[0]
         except Exception:
             # An engine that is left in the middle of an hour may have to load its teachers again.
             scoring.finish()
@@ -235,6 +242,7 @@ class Worker:
         newest = self.newest(impressions)
         if newest is None:
             return []
+        self._held_up = []
         found: list[tuple[Kind, str, int]] = []
         missed: set[int] = set()
         for teacher, predictions in self.predictions.items():
@@ -255,7 +263,7 @@ class Worker:
         for name in self.job.verticals:
             path, options = self.job.stream(name), self.job.output_options or None
             past = streaming.committed_through(path, APP_ID, options)
-            found += [
+            emits: list[tuple[Kind, str, int]] = [
                 ("emit", name, hour)
                 for hour in impressions
                 if (past is None or hour > past)
@@ -263,6 +271,12 @@ class Worker:
                 and hour not in missed
                 and (name, hour) not in self._without_rows
             ]
+            try:
+                for task in self.job.tasks_of(name) if emits else ():
+                    self.join.check_folder(task)
+                found += emits
+            except StreamError as error:
+                self._held_up.append(error)
         for name, task in self.tasks.items():
             events = partitions.hours(self.job.source, task.folder, self.job.source_options or None)
             audited = set(self.side.hours(name))
@@ -328,7 +342,10 @@ class Worker:
 
     def _no_teacher(self, name: str) -> str:
         path = self.job.all_teachers[name].snapshots if name in self.job.all_teachers else None
-        if path is None or SnapshotStore(path).times():
+        try:
+            if path is None or SnapshotStore(path).times():
+                return ""
+        except (OSError, SnapshotError):  # The hour is committed all the same.
             return ""
         return (
             f"{path} holds no snapshot: rows go without a teacher until one is published; "
@@ -377,8 +394,6 @@ class Worker:
             raise
 
     def _emit(self, hour: int, name: str) -> Step:
-        for task in self.job.tasks_of(name):
-            self.join.check_folder(task)
         if not self.engines:  # Else it was checked when it was scored.
             self._check(hour)
         # Without a teacher, rows have the columns of one without a name, all null.

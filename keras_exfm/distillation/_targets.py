@@ -126,8 +126,14 @@ def split(y: Any, sample_weight: Any, columns: Columns) -> Targets:
     return Targets(labels, teachers)
 
 
-def check_arrays(y: Any, columns: Columns) -> None:
+def check_arrays(y: Any, weight: Any, columns: Columns, of_clicks: bool) -> None:
     """Looks at targets that come as arrays, before a step is made of them.
+
+    Args:
+        y: The targets.
+        weight: Weights of the rows, `None` or anything else than an array: all count.
+        columns: The keys.
+        of_clicks: Whether labels are to lie in 0..1.
 
     Raises:
         ValueError: For a label outside of 0..1.
@@ -135,9 +141,11 @@ def check_arrays(y: Any, columns: Columns) -> None:
     keys = dict.fromkeys(columns.labels.values())
     if not isinstance(y, Mapping):
         y = {next(iter(keys)): y}
-    for key in (*keys, "label"):
+    weights = _numbers(weight)
+    for key in (*keys, "label") if of_clicks else ():
         label = _numbers(y.get(key))
-        bad = np.flatnonzero((label < 0) | (label > 1))
+        counts = weights > 0 if weights.shape == label.shape else True
+        bad = np.flatnonzero(((label < 0) | (label > 1)) & counts)
         if bad.size:
             raise ValueError(
                 f"`{key}` should hold numbers from 0 to 1, or NaN where a label is not known. "

@@ -19,7 +19,6 @@ from keras_exfm.layers import (
     TeacherGate,
     _checks,
 )
-from keras_exfm.layers._guarded_loops import guarded
 from keras_exfm.losses import known_teacher
 from keras_exfm.losses._probabilities import probability_layer, takes_probabilities
 
@@ -305,6 +304,7 @@ class ExternalDistillation(keras.Model):
             {name: size for b in self.branches for name, size in b.vector_columns.items()},
         )
 
+        self._of_clicks = False
         self._crossentropy = keras.losses.BinaryCrossentropy(from_logits=True)
         self.adapter_optimizer: Any = None
         self._iterations: Any = None
@@ -584,9 +584,12 @@ class ExternalDistillation(keras.Model):
             if wrong:
                 raise ValueError(
                     f"`{name}` should take logits, which the serving head gives: pass "
-                    f"`from_logits=True`. Received: {name}={wrong}"
+                    f"`from_logits=True`. (Load a file that was saved so with compile=False.) "
+                    f"Received: {name}={wrong}"
                 )
         loss = self._crossentropy if loss is None else loss
+        crossentropies = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+        self._of_clicks = all(isinstance(one, crossentropies) for one in keras.tree.flatten(loss))
         shown: Any = [*_listed(metrics), *_listed(weighted_metrics)] or None
         if self._several:
             loss = loss if isinstance(loss, Mapping) else dict.fromkeys(self.tasks, loss)
@@ -655,24 +658,28 @@ class ExternalDistillation(keras.Model):
         return variables
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; labels and teachers' logits that come as arrays are looked at.
+        """As `keras.Model.fit`; inputs, labels and teachers' logits are looked at before.
 
         Raises:
-            ValueError: For a label outside of 0..1; names the row. (A NaN is an unknown label.)
+            ValueError: For inputs that do not fit; for a label outside of 0..1 in an array, if the
+                loss is a crossentropy; names the row. (A NaN is an unknown label.)
 
         Warns:
             UserWarning: If all logits of a teacher lie in 0..1, as probabilities would.
         """
-        _targets.check_arrays(y, self._columns)
-        return guarded(super().fit, x, y, *args, **kwargs)
+        _checks.loop_inputs(x, self.student.input)
+        _targets.check_arrays(y, kwargs.get("sample_weight"), self._columns, self._of_clicks)
+        return super().fit(x, y, *args, **kwargs)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`."""
-        return guarded(super().evaluate, *args, **kwargs)
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; inputs are looked at before."""
+        _checks.loop_inputs(x, self.student.input)
+        return super().evaluate(x, *args, **kwargs)
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`."""
-        return guarded(super().predict, *args, **kwargs)
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`; inputs are looked at before."""
+        _checks.loop_inputs(x, self.student.input)
+        return super().predict(x, *args, **kwargs)
 
     def unpack_targets(self, data: Any) -> _targets.Targets:
         """The targets of `(x, y, sample_weight)`, as `train_step` receives it."""

@@ -84,3 +84,43 @@ def integer_ids(inputs: Any, names: Iterable[str]) -> None:
                 f"Input {name!r}: expected integer ids. Received: {dtype}. `Schema.encode` makes "
                 "ids of a column, missing values (NaN) included."
             )
+
+
+def loop_inputs(x: Any, expected: Any) -> None:
+    """Refuses what the first step of `fit`, `evaluate` or `predict` would fail on.
+
+    Keras leaves a model broken whose first step fails: on JAX it has taken the values out of the
+    variables and does not put them back, so all that was learned is lost.
+
+    Args:
+        x: A dict of arrays, or a `tf.data.Dataset` whose elements begin with a dict; anything else
+            is left to Keras.
+        expected: The model's inputs by name; anything but a dict is left to Keras as well.
+
+    Raises:
+        ValueError: For a missing input, ids that come as floats, or another shape.
+    """
+    spec = getattr(x, "element_spec", None)
+    if isinstance(spec, (tuple, list)) and spec:
+        spec = spec[0]
+    x = x if spec is None else spec
+    if not isinstance(x, Mapping) or not isinstance(expected, Mapping):
+        return
+    missing = [name for name in expected if name not in x]
+    if missing:
+        raise ValueError(f"Expected the inputs {list(expected)}. Missing: {missing}")
+    integer_ids(x, [name for name, tensor in expected.items() if "int" in tensor.dtype])
+    for name, tensor in expected.items():
+        shape = getattr(x[name], "shape", None)
+        if shape is None or getattr(shape, "rank", 0) is None:
+            continue
+        # Keras adds and drops a last axis of 1 by itself.
+        own, wanted = ([s for s in tuple(of)[1:] if s != 1] for of in (shape, tensor.shape))
+        fits = len(own) == len(wanted) and all(
+            None in (a, b) or a == b for a, b in zip(own, wanted)
+        )
+        if not fits and None not in (*own, *wanted):
+            raise ValueError(
+                f"Input {name!r}: expected the shape {('batch', *tuple(tensor.shape)[1:])}. "
+                f"Received: {tuple(shape)}"
+            )

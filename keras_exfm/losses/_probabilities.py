@@ -29,8 +29,9 @@ def probability_layer(model: Any, tensor: Any = None) -> str | None:
         return None
     wanted = keras.tree.flatten(model.outputs) if tensor is None else [tensor]
     ends = [one for one in model.operations if _makes(one, wanted)]
-    # A model within a model has the output of its own graph alone.
-    ends = ends or model.operations[-1:]
+    if not ends and len(wanted) == 1:
+        # A model within a model shows the output of its own graph, not what it gave here.
+        ends = [one for one in model.operations[-1:] if len(getattr(one, "outputs", ())) == 1]
     return next((name for name in map(_squashing, ends) if name is not None), None)
 
 

@@ -9,7 +9,6 @@ import keras
 
 from keras_exfm.features import Schema
 from keras_exfm.layers import _checks
-from keras_exfm.layers._guarded_loops import guarded
 from keras_exfm.models.presets import PRESETS
 
 REPRESENTATION = "representation"
@@ -69,17 +68,20 @@ class RankingModel(keras.Model):
         _checks.integer_ids(inputs, [feature.name for feature in self.schema.sparse])
         return super().call(inputs, training=training, mask=mask)
 
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`."""
-        return guarded(super().fit, *args, **kwargs)
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; inputs are looked at before a step is made of them."""
+        _checks.loop_inputs(x, self.input)
+        return super().fit(x, *args, **kwargs)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`."""
-        return guarded(super().evaluate, *args, **kwargs)
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; inputs are looked at before."""
+        _checks.loop_inputs(x, self.input)
+        return super().evaluate(x, *args, **kwargs)
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`."""
-        return guarded(super().predict, *args, **kwargs)
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`; inputs are looked at before."""
+        _checks.loop_inputs(x, self.input)
+        return super().predict(x, *args, **kwargs)
 
     @classmethod
     def from_preset(cls, preset: str, schema: Schema | Mapping[str, Any], **overrides: Any) -> Self:

@@ -49,6 +49,18 @@ def test_models_that_end_in_a_logit():
     gate = ends(lambda z: keras.layers.Dense(1, name="last")(keras.ops.sigmoid(z)))
     assert probability_layer(gate) is None
     assert probability_layer(keras.Sequential()) is None
+    # What is not seen is not guessed: a squashed representation beside the logit.
+    x = keras.Input((3,))
+    rep = keras.layers.Dense(2, activation="sigmoid")(x)
+    inner = keras.Model(x, {"logit": keras.layers.Dense(1)(rep), "representation": rep})
+    outer = keras.Input((3,))
+    logit = inner(outer)["logit"]
+    assert probability_layer(keras.Model(outer, logit), logit) is None
+    shared = keras.layers.Dense(1)
+    first, second = shared(outer), shared(2 * outer)
+    side = keras.layers.Dense(1, activation="sigmoid")(outer)
+    both = keras.Model(outer, {"a": first, "b": second, "side": side})
+    assert probability_layer(both, second) is None
 
     class Own(keras.Model):
         pass
