@@ -138,11 +138,13 @@ def check_arrays(y: Any, weight: Any, columns: Columns, of_clicks: bool) -> None
     Raises:
         ValueError: For a label outside of 0..1.
     """
-    keys = dict.fromkeys(columns.labels.values())
+    keys = list(columns.labels.values())
     if not isinstance(y, Mapping):
-        y = {next(iter(keys)): y}
+        y = {keys[0]: y}
+    if keys[0] not in y:  # With several tasks, `label` may stand for the first one's.
+        keys[0] = "label"
     weights = _numbers(weight)
-    for key in (*keys, "label") if of_clicks else ():
+    for key in keys if of_clicks else ():
         label = _numbers(y.get(key))
         counts = weights > 0 if weights.shape == label.shape else True
         bad = np.flatnonzero(((label < 0) | (label > 1)) & counts)

@@ -296,8 +296,6 @@ class ExternalDistillation(keras.Model):
                     "`logit` should be the logit, before any sigmoid; prediction and losses take "
                     f"it for one. Received: the output of the layer {layer!r}, a probability"
                 )
-        named = self.student.input if isinstance(self.student.input, Mapping) else {}
-        self._ids = [name for name, tensor in named.items() if "int" in tensor.dtype]
         self._columns = _targets.Columns(
             {task: self.output_name("label", task) for task in self.tasks},
             tuple(dict.fromkeys(n for b in self.branches for n in b.scalar_columns)),
@@ -495,7 +493,7 @@ class ExternalDistillation(keras.Model):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The serving logit, or a dict of what all heads predict while training."""
-        _checks.integer_ids(inputs, self._ids)
+        inputs = _checks.named_inputs(inputs, self.student.input)
         outputs = self.student(inputs, training=training)
         logits = {task: outputs[self.output_name("logit", task)] for task in self.tasks}
         logit = logits if self._several else logits[None]

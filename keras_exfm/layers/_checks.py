@@ -68,22 +68,34 @@ def embedding_matrix_shape(layer: Any, input_shape: Any) -> tuple[int, int]:
     return int(shape[1]), int(shape[2])
 
 
-def integer_ids(inputs: Any, names: Iterable[str]) -> None:
-    """Refuses numbers with a fraction where ids are read: Keras would cut them to integers.
+def named_inputs(inputs: Any, expected: Any) -> Any:
+    """A model's inputs by their names, without further columns.
+
+    Keras matches a dict by sorted position: with a column more, or one of another name, the model
+    would read other features than its own. Floats given as ids it would cut to integers.
 
     Args:
-        inputs: What a model is called with; anything but a dict is left to Keras.
-        names: Its inputs that hold ids.
+        inputs: What the model is called with; anything but a dict is left to Keras.
+        expected: Its inputs by name; anything but a dict is left to Keras as well.
+
+    Raises:
+        ValueError: For a missing input, or ids that come as floats.
     """
-    if not isinstance(inputs, Mapping):
-        return
-    for name in names:
-        dtype = str(getattr(inputs.get(name), "dtype", ""))
-        if "float" in dtype:
+    if not isinstance(inputs, Mapping) or not isinstance(expected, Mapping):
+        return inputs
+    missing = [name for name in expected if name not in inputs]
+    if missing:
+        raise ValueError(
+            f"Expected the inputs {list(expected)}. Missing: {missing}. Received: {list(inputs)}"
+        )
+    for name, tensor in expected.items():
+        dtype = str(getattr(inputs[name], "dtype", ""))
+        if "int" in tensor.dtype and "float" in dtype:
             raise ValueError(
                 f"Input {name!r}: expected integer ids. Received: {dtype}. `Schema.encode` makes "
                 "ids of a column, missing values (NaN) included."
             )
+    return {name: inputs[name] for name in expected}
 
 
 def loop_inputs(x: Any, expected: Any) -> None:
@@ -98,28 +110,21 @@ def loop_inputs(x: Any, expected: Any) -> None:
         expected: The model's inputs by name; anything but a dict is left to Keras as well.
 
     Raises:
-        ValueError: For a missing input, ids that come as floats, or another shape.
+        ValueError: As `named_inputs`, and for another shape.
     """
     spec = getattr(x, "element_spec", None)
     if isinstance(spec, (tuple, list)) and spec:
         spec = spec[0]
-    x = x if spec is None else spec
+    x = named_inputs(x if spec is None else spec, expected)
     if not isinstance(x, Mapping) or not isinstance(expected, Mapping):
         return
-    missing = [name for name in expected if name not in x]
-    if missing:
-        raise ValueError(f"Expected the inputs {list(expected)}. Missing: {missing}")
-    integer_ids(x, [name for name, tensor in expected.items() if "int" in tensor.dtype])
     for name, tensor in expected.items():
         shape = getattr(x[name], "shape", None)
         if shape is None or getattr(shape, "rank", 0) is None:
             continue
         # Keras adds and drops a last axis of 1 by itself.
         own, wanted = ([s for s in tuple(of)[1:] if s != 1] for of in (shape, tensor.shape))
-        fits = len(own) == len(wanted) and all(
-            None in (a, b) or a == b for a, b in zip(own, wanted)
-        )
-        if not fits and None not in (*own, *wanted):
+        if None not in (*own, *wanted) and own != wanted:
             raise ValueError(
                 f"Input {name!r}: expected the shape {('batch', *tuple(tensor.shape)[1:])}. "
                 f"Received: {tuple(shape)}"

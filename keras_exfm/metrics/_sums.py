@@ -8,9 +8,7 @@ import keras
 from keras import ops
 
 from keras_exfm.metrics._windowed import WindowedMetric, used_rows
-
-_ROUNDING = 1e-3
-"""How far beyond 0..1 a probability may lie."""
+from keras_exfm.metrics.functional import ROUNDING
 
 
 class SumsMetric(WindowedMetric):
@@ -76,7 +74,7 @@ def crossentropies(y: Any, z: Any, from_logits: bool) -> Any:
 
 def _in_range(p: Any) -> Any:
     """NaN for what is no probability: clipped, logits would look like a perfect prediction."""
-    return ops.where(ops.abs(p - 0.5) <= 0.5 + _ROUNDING, p, ops.full_like(p, float("nan")))
+    return ops.where(ops.abs(p - 0.5) <= 0.5 + ROUNDING, p, ops.full_like(p, float("nan")))
 
 
 def ratio(numerator: Any, denominator: Any) -> Any:

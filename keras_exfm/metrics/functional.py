@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
 """How far beyond 0..1 a probability may lie."""
 
 
@@ -207,7 +207,7 @@ def _rows(
 
 def _probabilities(p: np.ndarray) -> np.ndarray:
     """Refuses what is none: clipped, logits would look like a perfect prediction."""
-    bad = p[np.abs(p - 0.5) > 0.5 + _ROUNDING]
+    bad = p[np.abs(p - 0.5) > 0.5 + ROUNDING]
     if len(bad):
         raise ValueError(
             "With from_logits=False predictions should be probabilities, 0 to 1. "

@@ -42,8 +42,6 @@ def as_schema(schema: Schema | Mapping[str, Any]) -> Schema:
 class RankingModel(keras.Model):
     """A functional model that is saved by its own arguments, not by its graph of layers."""
 
-    schema: Schema
-
     def __init__(
         self,
         inputs: Any,
@@ -60,12 +58,14 @@ class RankingModel(keras.Model):
             self.dtype_policy = keras.dtype_policies.get(dtype)
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        """The logit, `(batch, 1)`.
+        """The logit, `(batch, 1)`, of a dict of features; further ones are left aside.
 
         Raises:
-            ValueError: For ids that come as floats.
+            ValueError: For a missing feature, or ids that come as floats.
         """
-        _checks.integer_ids(inputs, [feature.name for feature in self.schema.sparse])
+        inputs = _checks.named_inputs(inputs, self.input)
+        if isinstance(mask, Mapping):
+            mask = {name: mask[name] for name in inputs}
         return super().call(inputs, training=training, mask=mask)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -134,7 +134,8 @@ def progressive_validation(
     Args:
         model: A compiled model whose prediction is a logit, `(batch, 1)` or `(batch,)`.
         path: The table, or an open `Stream`.
-        schema: Features that the model reads. Defaults to the table's own.
+        schema: Features that the model reads. Defaults to its inputs, if it is functional with
+            inputs by name, else to the table's own.
         batch_size: Rows per batch. Defaults to `4096`.
         hours: First and last hour, both included; `None` leaves an end open. Defaults to all.
         metrics_from: First hour that counts in `ValidationResult.whole`; the hours before are
@@ -190,7 +191,7 @@ def progressive_validation(
     ([0.45, 0.45], 1.0)
     """
     stream = as_stream(path, version)
-    schema = schema or stream.schema
+    schema = schema or _schema_of(model, stream)
     stream.check_columns(schema)
     chosen = stream.select_hours(hours)
     if isinstance(label_lag, bool) or not isinstance(label_lag, int) or label_lag < 0:
@@ -302,7 +303,7 @@ def train_hour(
         The mean of the model's training logs over the rows.
     """
     stream = as_stream(path)
-    schema = schema or stream.schema
+    schema = schema or _schema_of(model, stream)
     targets = _target_columns(model, stream, _has_own_loss(model) if teacher is None else teacher)
     data = read_hour(stream, hour, schema, columns=_beside(targets), vertical=vertical)
     batches = list(_fixed(data, schema, batch_size))
@@ -444,6 +445,20 @@ def _predict(
             f"The model should predict one logit a row, ({rows}, 1). Received: shape {logit.shape}"
         )
     return logit.reshape(-1)
+
+
+def _schema_of(model: keras.Model, stream: Stream) -> Schema:
+    """The stream's features that the model reads; all, where that is not known."""
+    inputs = getattr(model, "input", None)
+    if not isinstance(inputs, Mapping):
+        return stream.schema
+    unknown = [name for name in inputs if name not in stream.schema]
+    if unknown:
+        raise StreamError(
+            f"{stream.path}: the model reads {unknown}, which the stream does not have. It has "
+            f"{list(stream.schema.names)}."
+        )
+    return stream.schema.select([name for name in stream.schema.names if name in inputs])
 
 
 def _warn_of_nan(scored: Arrays, model: keras.Model, stream: Stream, hour: int) -> bool:

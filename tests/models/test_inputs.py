@@ -120,3 +120,28 @@ def test_inputs_that_fit_pass_in_every_form(kind):
     model.fit(((rows(), label) for _ in range(2)), verbose=0)
     model.evaluate(x=rows(), y=label, verbose=0)
     assert model.predict(x=rows(), verbose=0).shape == (3, 1)
+
+
+@pytest.mark.parametrize("kind", ["FM", "LogisticRegression", "distilled", "strict"])
+def test_features_are_taken_by_name(kind):
+    """Keras would take the columns of a dict by their sorted positions."""
+    model = made(kind)
+    label = np.array([0.0, 1.0, 0.0], np.float32)
+    wanted = model.predict(rows(), verbose=0)
+    other = np.array([5, 6, 7], np.int32)
+    for more in ({"aaa": other}, {"zzz": other}, {"aaa": other, "b": other, "note": other}):
+        many = {**more, **rows()}
+        np.testing.assert_array_equal(model.predict(many, verbose=0), wanted)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(model(many)), wanted, atol=1e-6)
+        np.testing.assert_allclose(model.predict_on_batch(many), wanted, atol=1e-6)
+        model.evaluate(many, label, verbose=0)
+    renamed = {("aid" if name == "ad" else name): value for name, value in rows().items()}
+    for call in (model, model.predict, model.predict_on_batch):
+        # Keras says so itself where it sees it.
+        with pytest.raises(ValueError, match=r"Missing: \['ad'\]|Missing data for input \"ad\""):
+            call(renamed)
+    # In a graph of one's own too.
+    inputs = {**SCHEMA.inputs(), "aaa": keras.Input((), dtype="int32", name="aaa")}
+    graph = keras.Model(inputs, model(inputs))
+    many = {"aaa": other, **rows()}
+    np.testing.assert_allclose(graph.predict(many, verbose=0), wanted, atol=1e-6)

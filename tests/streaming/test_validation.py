@@ -373,3 +373,30 @@ def test_predictions_of_nan_are_told_of(path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*predicts NaN")
         progressive_validation(model(size), path, users, train=False, batch_size=16)
+
+
+def test_a_model_of_some_features_reads_those(path):
+    """By name: the stream has features that sort before its own."""
+    users = kx.Schema([kx.Categorical("user", 100)])
+
+    def made(build):
+        keras.utils.set_random_seed(1)
+        model = build()
+        model.compile(keras.optimizers.Adam(0.1), keras.losses.BinaryCrossentropy(from_logits=True))
+        return model
+
+    def plain():
+        inputs = users.inputs()
+        table = keras.layers.Embedding(100, 1)(inputs["user"])
+        return keras.Model(inputs, keras.layers.Dense(1)(table))
+
+    def distilled():
+        model = kx.models.LogisticRegression(users)
+        return kx.distillation.ExternalDistillation.from_model(model, representation=None)
+
+    for build in (lambda: kx.models.LogisticRegression(users), plain, distilled):
+        told = progressive_validation(made(build), path, users, batch_size=16).whole
+        assert progressive_validation(made(build), path, batch_size=16).whole == told
+    other = kx.models.LogisticRegression(kx.Schema([kx.Categorical("visitor", 100)]))
+    with pytest.raises(StreamError, match=r"reads \['visitor'\], which the stream does not have"):
+        progressive_validation(other, path)
