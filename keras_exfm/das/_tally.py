@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from keras_exfm.das._predictions import named
 
+# As `losses._probabilities` has it, which would load Keras where labels alone are joined.
 _MANY = 100
 
 

@@ -35,11 +35,11 @@ class Input:
     """What a file expects under a name.
 
     Attributes:
-        dtype: Type of the numbers.
+        dtype: Type of the numbers; `None` for one that NumPy has not, which the runtime checks.
         shape: Without the batch; `None` where any size will do.
     """
 
-    dtype: np.dtype
+    dtype: np.dtype | None
     shape: tuple[int | None, ...]
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ def checked(
         fits = value.ndim == 1 + len(kind.shape) and all(
             size in (None, own) for own, size in zip(value.shape[1:], kind.shape)
         )
-        if value.dtype != kind.dtype or not fits:
+        if kind.dtype not in (None, value.dtype) or not fits:
             raise ExportError(
                 f"{path}: input {name!r}: expected {kind}. Received {value.dtype} of shape "
                 f"{value.shape}. `Schema.encode` gives what a model reads; the file's schema is "
@@ -170,9 +170,12 @@ def _size(size: Any) -> int | None:
     return int(size) if isinstance(size, (int, np.integer)) and size >= 0 else None
 
 
-def _onnx_dtype(name: str) -> np.dtype:
+def _onnx_dtype(name: str) -> np.dtype | None:
     kind = name.removeprefix("tensor(").removesuffix(")")
-    return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+    try:
+        return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+    except TypeError:  # Strings and bfloat16, of models of others.
+        return None
 
 
 _RUNTIMES: dict[str, Any] = {

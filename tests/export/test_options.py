@@ -1,6 +1,7 @@
 """Options of an export, and what is refused."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -350,6 +351,15 @@ def test_files_of_others(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     with pytest.raises(ExportError, match=r"bad.onnx: ONNX Runtime cannot load"):
         export.load(tmp_path / "bad.onnx")
+
+
+def test_types_of_onnx_files():
+    for name, dtype in (("float", "float32"), ("double", "float64"), ("int32", "int32")):
+        assert _runtimes._onnx_dtype(f"tensor({name})") == np.dtype(dtype)
+    # A model of others: its runtime says what it expects.
+    strings = _runtimes.Input(_runtimes._onnx_dtype("tensor(string)"), ())
+    found = _runtimes.checked(Path("x.onnx"), {"name": ["a", "b"]}, {"name": strings})
+    assert found["name"].tolist() == ["a", "b"]
 
 
 @tensorflow_only
