@@ -48,6 +48,10 @@ def test_a_model_that_predicts_a_probability_is_refused(tmp_path):
     with pytest.raises(SnapshotError, match="logit.*'p', makes it a probability"):
         store.publish(squashed, 100)
     assert store.list() == []
+    # Beside a logit, the job says which output is what.
+    vectors = keras.layers.Dense(3, activation="sigmoid", name="representation")(logit.input)
+    both = keras.Model(logit.input, {"logit": logit.output, "representation": vectors})
+    assert store.publish(both, 100).published_at == 100
 
 
 def test_republishing_replaces_and_going_back_is_refused(tmp_path):

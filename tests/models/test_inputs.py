@@ -116,6 +116,9 @@ def test_inputs_that_fit_pass_in_every_form(kind):
     sets = tf.data.Dataset.from_tensor_slices((rows(), label)).batch(2)
     np.testing.assert_allclose(model.predict(sets, verbose=0), wanted, atol=1e-6)
     model.fit(sets, verbose=0)
+    spec = {name: tf.TensorSpec([None] * v.ndim, v.dtype) for name, v in rows().items()}
+    loose = tf.data.Dataset.from_generator(lambda: [rows()], output_signature=spec)
+    other.predict(loose, verbose=0)
     model.fit(x=rows(), y=label, verbose=0, validation_data=(rows(), label))
     model.fit(((rows(), label) for _ in range(2)), verbose=0)
     model.evaluate(x=rows(), y=label, verbose=0)
