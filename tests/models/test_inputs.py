@@ -118,7 +118,7 @@ def test_inputs_that_fit_pass_in_every_form(kind):
     model.fit(sets, verbose=0)
     spec = {name: tf.TensorSpec([None] * v.ndim, v.dtype) for name, v in rows().items()}
     loose = tf.data.Dataset.from_generator(lambda: [rows()], output_signature=spec)
-    other.predict(loose, verbose=0)
+    np.testing.assert_allclose(model.predict(loose, verbose=0), model.predict(rows(), verbose=0))
     model.fit(x=rows(), y=label, verbose=0, validation_data=(rows(), label))
     model.fit(((rows(), label) for _ in range(2)), verbose=0)
     model.evaluate(x=rows(), y=label, verbose=0)
